@@ -1,0 +1,1 @@
+"""Segmentation side of MMPlus: systems built on mmsegmentation."""
