@@ -72,8 +72,8 @@ def load_library() -> LoadResult:
     if result.error is not None:
         warnings.warn(
             f"mmplus_ops uses its plain PyTorch ops: {result.error}. They give the same results, "
-            "more slowly. To compile them: pip install --no-build-isolation --force-reinstall --no-deps "
-            "mmplus (or `make setup` in a clone); MMPLUS_WITH_OPS=0 silences this.",
+            "more slowly. To compile them: pip install --no-build-isolation --force-reinstall "
+            "--no-deps mmplus (or `make setup` in a clone); MMPLUS_WITH_OPS=0 silences this.",
             RuntimeWarning,
             stacklevel=3,
         )
