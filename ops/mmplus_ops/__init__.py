@@ -1,4 +1,4 @@
-"""Operators of MMPlus. Depends on torch alone; each op works with and without the compiled library."""
+"""Operators of MMPlus: torch is all they need, and each works without the compiled library too."""
 
 from ._library import has_compiled_ops, ops_info
 from .shape_aware_roi_align import shape_aware_roi_align

@@ -21,7 +21,7 @@ def check_rois(rois: Tensor, features: Tensor) -> None:
     # Reading the values would stall a GPU; there the indexing itself checks.
     if rois.device.type == "cpu" and len(rois):
         low, high = float(rois[:, 0].min()), float(rois[:, 0].max())
-        if not (0 <= low and high < len(features)):
+        if not (low >= 0 and high < len(features)):
             raise ValueError(
                 f"batch indices of rois must lie in [0, {len(features)}), got {low:g} to {high:g}"
             )
