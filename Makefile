@@ -1,0 +1,53 @@
+# Two commands: `make demo` and `make test`. `make help` lists the others.
+STACK ?= mmlab
+PYTHON ?= python3
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+ifeq ($(STACK),onedl)
+VENV := .venv-onedl
+else
+VENV := .venv
+endif
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format docs clean clean-all
+
+help:
+	@echo "make demo       draw Shapes, train, test, write pictures and a table (DEMO_ARGS=...)"
+	@echo "make test       linter and fast tests (PYTEST_ARGS=..., such as PYTEST_ARGS='-m slow')"
+	@echo "make setup      only the environment: $(VENV), pinned packages, mmcv, mmplus"
+	@echo "make lint       ruff check and ruff format --check;  make format mends"
+	@echo "make docs       HTML documentation in docs/_build/html"
+	@echo "make clean      remove what builds left;  make clean-all: the environments too"
+	@echo "Variables: STACK=mmlab (default) or onedl, PYTHON=python3, MAX_JOBS, FORCE_CUDA=0/1"
+
+setup:
+	@$(PYTHON) dev/bootstrap.py --stack $(STACK)
+
+demo: setup
+	@$(BIN)/python tools/demo.py $(DEMO_ARGS)
+
+test: lint
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: setup
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+docs:
+	@$(PYTHON) dev/bootstrap.py --stack $(STACK) --docs
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+clean:
+	rm -rf build dist *.egg-info docs/_build .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
+
+clean-all: clean
+	rm -rf .venv .venv-onedl .venv.lock .venv-onedl.lock ops/mmplus_ops/_C*

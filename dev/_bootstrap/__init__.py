@@ -1,0 +1,1 @@
+"""The steps from a bare clone to a working environment (standard library only)."""
