@@ -1,0 +1,18 @@
+"""Data: the embedded Shapes set, and COCO data sets that check their files.
+
+Importing this package registers the data sets with mmdet (scope ``mmdet``).
+"""
+
+from .checked_coco import CheckedCocoDataset, CheckedCocoPanopticDataset
+from .coco_checks import AnnotationError
+from .shapes import make_shapes
+from .shapes_dataset import ShapesDataset, ShapesPanopticDataset
+
+__all__ = [
+    "AnnotationError",
+    "CheckedCocoDataset",
+    "CheckedCocoPanopticDataset",
+    "ShapesDataset",
+    "ShapesPanopticDataset",
+    "make_shapes",
+]
