@@ -1,0 +1,42 @@
+"""What all tests share: the shared data, the GPU marker, the plain ops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked ``cuda`` where there is no GPU."""
+    marked = [item for item in items if item.get_closest_marker("cuda")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The repository's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real data beside the repository; the test skips on a machine without it."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/data beside the repository")
+    return folder
+
+
+@pytest.fixture
+def plain_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the plain PyTorch versions of all ops, whatever is compiled."""
+    monkeypatch.setenv("MMPLUS_WITH_OPS", "0")
