@@ -149,7 +149,7 @@ class _Placer:
         self.put(name, centre, radius, angle, aspect, random_colour(rng), self.noise())
         for _ in range(count):
             rider = str(rng.choice(RIDERS[name]))
-            offset = rng.uniform(-0.5, 0.5, 2) * (radius, aspect * radius)
+            offset = rng.uniform(-0.7, 0.7, 2) * (radius, aspect * radius)
             cos, sin = np.cos(angle), np.sin(angle)
             on = centre + (offset[0] * cos - offset[1] * sin, offset[0] * sin + offset[1] * cos)
             reach = min(self.radius(rider), 1.1 * radius)
@@ -168,9 +168,9 @@ class _Placer:
         rng = self.rng
         name = str(rng.choice(_HUDDLERS))
         radius = self.radius(name, largest=0.6)
-        aspect = rng.uniform(*_ASPECT[name]) * (0.75 if name in ("blob", "slab", "comb") else 1.0)
+        aspect = rng.uniform(*_ASPECT[name]) * (0.6 if name in ("blob", "slab", "comb") else 1.0)
         # At about 45 degrees the boxes of long neighbours overlap most while the masks hardly do.
-        angle = rng.uniform(0.15, 0.35) * np.pi + rng.integers(0, 4) * np.pi / 2
+        angle = rng.uniform(0.18, 0.32) * np.pi + rng.integers(0, 4) * np.pi / 2
         breadth = 2 * radius * aspect * (0.7 if name == "comb" else 0.85)
         across = np.array([-np.sin(angle), np.cos(angle)])
         along = np.array([np.cos(angle), np.sin(angle)])
@@ -188,7 +188,7 @@ class _Placer:
                 near,
                 noise + 0.1 * float(rng.standard_normal()),
             )
-            step = breadth * rng.uniform(0.62, 1.05)
+            step = breadth * rng.uniform(0.5, 0.95)
             centre = centre + step * across + radius * rng.uniform(-0.25, 0.25) * along
 
 
