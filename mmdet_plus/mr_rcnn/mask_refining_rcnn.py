@@ -1,0 +1,27 @@
+"""The detector: Mask R-CNN whose RoI head refines itself, and that starts from a Mask R-CNN."""
+
+from typing import Any
+
+from mmdet.models.detectors import MaskRCNN
+from mmdet.registry import MODELS
+
+from mmdet_plus.convert import is_plain_mask_rcnn, mask_rcnn_to_mr_rcnn
+
+
+@MODELS.register_module()
+class MaskRefiningRCNN(MaskRCNN):
+    """Mask Refining R-CNN (section 3.3).
+
+    Training starts from a trained Mask R-CNN whose heads initialise the refining module
+    (section 4.1): a checkpoint that has heads but no refining module is completed as it loads,
+    so that ``load_from`` takes the files of mmdet's model zoo as they are.
+    """
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        if is_plain_mask_rcnn(own):
+            for key, value in mask_rcnn_to_mr_rcnn(own).items():
+                state_dict[prefix + key] = value
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
