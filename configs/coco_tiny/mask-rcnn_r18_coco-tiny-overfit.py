@@ -1,0 +1,12 @@
+_base_ = [
+    "../_base_/models/mask-rcnn_r18_fpn_small.py",
+    "../_base_/datasets/coco-tiny_overfit.py",
+    "../_base_/schedules/schedule_small.py",
+    "../_base_/iter_runtime.py",
+]
+
+train_cfg = dict(max_iters=1500, val_interval=500)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=False, begin=50, end=1500, T_max=1450),
+]

@@ -1,0 +1,3 @@
+_base_ = "./mask-rcnn_r18_nuclei.py"
+
+model = dict(type="MaskRefiningRCNN", roi_head=dict(type="MaskRefiningRoIHead"))
