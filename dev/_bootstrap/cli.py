@@ -36,7 +36,7 @@ def bring_up_to_date(setup: Setup, docs: bool = False) -> int:
     steps = setup.plan(docs)
     worked = False
     for number, step in enumerate(steps, start=1):
-        if setup.stamps.is_done(step.name, step.key):
+        if setup.stamps.is_done(step.name, step.key) and step.intact():
             continue
         worked = True
         say(f"==> [{number}/{len(steps)}] {step.title}")

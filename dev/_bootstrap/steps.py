@@ -57,12 +57,13 @@ STACKS = {
 
 @dataclass(frozen=True)
 class Step:
-    """A named piece of work and the digest of its inputs."""
+    """A named piece of work, the digest of its inputs, and whether its result is still there."""
 
     name: str
     title: str
     key: str
     work: Callable[[], None]
+    intact: Callable[[], bool] = lambda: True
 
 
 class Setup:
@@ -96,7 +97,13 @@ class Setup:
             Step("build-tools", "build tools", tools, self.install_build_tools),
             Step("mmcv", self._mmcv_pin(), mmcv, self.install_mmcv),
             Step("packages", "pinned packages", packages, self.install_packages),
-            Step("package", "mmplus with its ops", package, self.install_package),
+            Step(
+                "package",
+                "mmplus with its ops",
+                package,
+                self.install_package,
+                self._library_is_there,
+            ),
             Step("check", "imports", digest([], mmcv, packages, package), self.check),
         ]
         if docs:
@@ -184,6 +191,12 @@ class Setup:
         log = self._log("check")
         run([self.python, "-c", CHECK], what="importing the packages", log=log, cwd=self.venv)
         self.say(f"    {log.read_text().rstrip().splitlines()[-1]}")
+
+    def _library_is_there(self) -> bool:
+        """The compiled library lies in the source tree, where a cleaning may take it."""
+        if os.environ.get("MMPLUS_WITH_OPS") == "0":
+            return True
+        return any((self.root / "ops/mmplus_ops").glob("_C*"))
 
     def _key(self, files: list[Path], *values: object) -> str:
         return digest(files, *values, root=self.root)

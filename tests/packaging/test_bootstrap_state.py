@@ -66,11 +66,15 @@ class FakeSetup:
     def __init__(self, folder: Path) -> None:
         self.stamps = Stamps(folder)
         self.done: list[str] = []
-        self.failing: Exception | None = None
+        self.failing: BaseException | None = None
+        self.lost: set[str] = set()
         self.keys = {"first": "1", "second": "1"}
 
     def plan(self, docs: bool = False) -> list[Step]:
-        return [Step(n, n, self.keys[n], lambda n=n: self._work(n)) for n in ("first", "second")]
+        return [
+            Step(n, n, self.keys[n], lambda n=n: self._work(n), lambda n=n: n not in self.lost)
+            for n in ("first", "second")
+        ]
 
     def _work(self, name: str) -> None:
         if name == "second" and self.failing:
@@ -114,6 +118,14 @@ def test_interrupted_step_is_redone(tmp_path):
     setup.keys["second"] = "1"
     assert bring_up_to_date(setup) == 0
     assert setup.done == ["first", "second", "second"]
+
+
+def test_step_whose_result_vanished_is_redone(tmp_path):
+    setup = FakeSetup(tmp_path)
+    assert bring_up_to_date(setup) == 0
+    setup.lost.add("first")
+    assert bring_up_to_date(setup) == 0
+    assert setup.done == ["first", "second", "first"]
 
 
 @pytest.fixture
