@@ -1,0 +1,154 @@
+"""What ``tools/train.py`` does."""
+
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from mmdet_plus.compat import read_checkpoint_records, use_safe_checkpoint_loading
+from mmdet_plus.engine.config import load_config, scope_of, set_work_dir
+from mmdet_plus.engine.data_check import check_data
+from mmdet_plus.engine.distributed import prepare_distributed
+from mmdet_plus.engine.errors import UserError
+from mmdet_plus.engine.resumable import make_resumable
+
+
+def prepare_train_cfg(
+    config: str,
+    work_dir: str | None = None,
+    resume: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    cfg_options: dict | None = None,
+    launcher: str = "none",
+) -> Config:
+    """Turn the command line's choices into a config that a runner can be built from.
+
+    Under a launcher on a machine without a GPU this opens the process group.
+
+    Args:
+        config: Path or name of the config.
+        work_dir: Folder for logs and checkpoints; the config's, or one named after it, if None.
+        resume: A checkpoint to go on from, or ``auto`` for the latest one in the working folder.
+        amp: Train in mixed precision: float16 on a GPU, bfloat16 on a CPU.
+        auto_scale_lr: Scale the learning rate with the batch size, from the config's
+            ``auto_scale_lr.base_batch_size``.
+        cfg_options: Dotted keys and new values.
+        launcher: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
+
+    Returns:
+        The config.
+
+    Raises:
+        UserError: Config, checkpoint or data are missing, or a choice does not fit the config.
+    """
+    cfg = load_config(config, cfg_options)
+    require_keys(cfg, "model", "train_dataloader", "train_cfg", "optim_wrapper")
+    set_work_dir(cfg, work_dir)
+    if amp:
+        use_amp(cfg)
+    if auto_scale_lr:
+        scaling = cfg.get("auto_scale_lr") or {}
+        if "base_batch_size" not in scaling:
+            raise UserError(f"--auto-scale-lr: {config} has no auto_scale_lr.base_batch_size")
+        cfg.auto_scale_lr.enable = True
+    check_data(cfg, ("train_dataloader", "val_dataloader"))
+    use_safe_checkpoint_loading()
+    if resume:
+        _resume_from(cfg, resume)
+    elif cfg.get("load_from"):
+        require_checkpoint(cfg.load_from)
+    make_resumable(cfg)
+    limit_dynamo_cache(cfg)
+    prepare_distributed(cfg, launcher)
+    return cfg
+
+
+def train(cfg: Config) -> Runner:
+    """Train.
+
+    Args:
+        cfg: From :func:`prepare_train_cfg`.
+
+    Returns:
+        The runner, after its work.
+    """
+    runner = build_runner(cfg)
+    runner.train()
+    return runner
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner that a config names, mmengine's own by default."""
+    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+
+
+def require_keys(cfg: Config, *keys: str) -> None:
+    """Raise a UserError where a config lacks a part that the job needs."""
+    missing = [key for key in keys if not cfg.get(key)]
+    if missing:
+        raise UserError(
+            f"{cfg.filename}: not a config for this job, it has no {', '.join(missing)}"
+        )
+
+
+def require_checkpoint(path: str) -> None:
+    """Raise a UserError where a checkpoint is meant to be on this disk and is not."""
+    if "://" not in path and not Path(path).expanduser().is_file():
+        raise UserError(f"{path}: there is no such checkpoint file")
+
+
+def use_amp(cfg: Config) -> None:
+    """Switch a config's optimiser to mixed precision.
+
+    Raises:
+        UserError: The config has an optimiser wrapper of its own.
+    """
+    kind = cfg.optim_wrapper.get("type", "OptimWrapper")
+    kind = kind if isinstance(kind, str) else kind.__name__
+    if kind.rpartition(".")[2] not in ("OptimWrapper", "AmpOptimWrapper", "CPUAmpOptimWrapper"):
+        raise UserError(f"--amp: optim_wrapper.type is {kind}, not OptimWrapper")
+    if torch.cuda.is_available():
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+    else:
+        cfg.optim_wrapper.type = "mmengine.CPUAmpOptimWrapper"
+        cfg.optim_wrapper.pop("loss_scale", None)
+
+
+def _resume_from(cfg: Config, resume: str) -> None:
+    cfg.resume = True
+    cfg.load_from = None if resume == "auto" else resume
+    if resume == "auto":
+        path = find_latest_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
+        if path is None:
+            print_log(f"{cfg.work_dir}: no checkpoint to resume from, the training starts anew")
+            return
+        if not Path(path).is_file():
+            # The note of the latest checkpoint holds an absolute path; the folder may have moved.
+            moved = Path(cfg.work_dir) / Path(path).name
+            if not moved.is_file():
+                raise UserError(f"{path}: named by {cfg.work_dir}/last_checkpoint, but not there")
+            path = str(moved)
+        cfg.load_from = path
+    require_checkpoint(cfg.load_from)
+    if "://" in cfg.load_from:
+        return
+    seed = read_checkpoint_records(cfg.load_from).get("seed")
+    if seed is not None:
+        # The order of the data is fixed before mmengine looks at the checkpoint's seed.
+        randomness = dict(cfg.get("randomness") or {})
+        if randomness.get("seed") not in (None, seed):
+            print_log(f"Resuming with the seed {seed} of {cfg.load_from}")
+        cfg.randomness = {**randomness, "seed": seed}
+
+
+def limit_dynamo_cache(cfg: Config) -> None:
+    """Let mmdet apply the environment's limit on recompilations, if the config is mmdet's."""
+    if scope_of(cfg) == "mmdet":
+        from mmdet.utils import setup_cache_size_limit_of_dynamo
+
+        setup_cache_size_limit_of_dynamo()
