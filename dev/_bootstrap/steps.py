@@ -90,7 +90,11 @@ class Setup:
         packages = self._key([*lists, self.requirements / "no-deps.txt"], torch)
         sources = [self.root / "setup.py", self.root / "pyproject.toml"]
         sources += [path for path in (self.root / "ops/csrc").rglob("*") if path.is_file()]
-        package = self._key(sources, torch, *self._settings("FORCE_CUDA", "MMPLUS_WITH_OPS"))
+        # An editable install maps the import packages that were there when it was made.
+        found = [*self.root.glob("*/__init__.py"), *self.root.glob("ops/*/__init__.py")]
+        imports = sorted(path.parent.name for path in found)
+        settings = self._settings("FORCE_CUDA", "MMPLUS_WITH_OPS")
+        package = self._key(sources, torch, imports, *settings)
         steps = [
             Step("venv", f"virtual environment {self.stack.venv}", base, self.make_venv),
             Step("torch", f"torch {self.pin('torch')}", torch, self.install_torch),

@@ -147,6 +147,7 @@ def clone(tmp_path, repo_root) -> Path:
         ("ops/csrc/library.cpp", {"package", "check"}),
         ("ops/csrc/cpu/new_kernel.cpp", {"package", "check"}),
         ("setup.py", {"package", "check"}),
+        ("mmnew_plus/__init__.py", {"package", "check"}),
         (
             "requirements/constraints-mmlab.txt",
             {"torch", "build-tools", "mmcv", "packages", "package", "check", "docs"},
