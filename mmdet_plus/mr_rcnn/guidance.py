@@ -66,6 +66,8 @@ def select_by_class(boxes: Tensor, scores: Tensor, cfg: dict) -> tuple[Tensor, T
         ``dets`` (n, 5) boxes with scores, best first, ``labels`` (n,) and ``rows`` (n,), the row
         that each came from.
     """
+    if len(boxes) == 0:
+        boxes = boxes[:, :4]  # mmdet cannot tell the classes of no box per class
     dets, labels, flat = multiclass_nms(
         boxes, scores, cfg["score_thr"], cfg["nms"], cfg["max_per_img"], return_inds=True
     )

@@ -338,7 +338,7 @@ class MaskRefiningRoIHead(StandardRoIHead):
             proposals.repeat_interleave(per_roi, 0),
             bbox_pred.reshape(-1, 4),
             max_shape=meta["img_shape"],
-        ).view(len(proposals), -1)
+        ).view(len(proposals), 4 * per_roi)
         dets, labels, rows = select_by_class(boxes, cls_score.softmax(1), cfg)
         return InstanceData(bboxes=dets[:, :4], labels=labels, cls_score=cls_score[rows])
 
