@@ -5,7 +5,7 @@ _base_ = [
     "../_base_/iter_runtime.py",
 ]
 
-train_cfg = dict(max_iters=1500, val_interval=500)
+train_cfg = dict(max_iters=1500, val_interval=1500)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=False, begin=50, end=1500, T_max=1450),

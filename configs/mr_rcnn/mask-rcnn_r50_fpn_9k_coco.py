@@ -6,7 +6,8 @@ _base_ = [
     "../_base_/iter_runtime.py",
 ]
 
-train_dataloader = dict(batch_size=4)  # on 4 GPUs
+# Four GPUs with four pictures each.
+train_dataloader = dict(batch_size=4, sampler=dict(type="InfiniteSampler"))
 load_from = (
     "https://download.openmmlab.com/mmdetection/v2.0/mask_rcnn/mask_rcnn_r50_fpn_1x_coco/"
     "mask_rcnn_r50_fpn_1x_coco_20200205-d4b0c5d6.pth"

@@ -19,6 +19,7 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=4,
+    sampler=dict(type="InfiniteSampler"),
     dataset=dict(
         data_root=data_root,
         indices=16,

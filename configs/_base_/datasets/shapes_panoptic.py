@@ -26,6 +26,7 @@ train_dataloader = dict(
     batch_size=4,
     num_workers=2,
     persistent_workers=True,
+    sampler=dict(type="InfiniteSampler"),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
