@@ -116,7 +116,8 @@ def run(
         log: file for all output; kept.
         env: variables on top of the cleaned environment.
         cwd: working folder.
-        progress: maps the last part of the log to a short text such as ``"12/180 files"``.
+        progress: maps the last part of the log to a short text such as ``"12 of 78 files"``, or
+            to an empty one where that part tells nothing new.
 
     Raises:
         StepError: where the command fails, with advice drawn from its output.
@@ -124,6 +125,7 @@ def run(
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     line = ProgressLine(what)
+    detail = "preparing" if progress else ""
     with log.open("wb") as sink:
         sink.write(("$ " + " ".join(map(str, command)) + "\n").encode())
         sink.flush()
@@ -141,7 +143,8 @@ def run(
                     code = process.wait(POLL_SECONDS)
                     break
                 except subprocess.TimeoutExpired:
-                    detail = progress(read_tail(log)) if progress else ""
+                    if progress:
+                        detail = progress(read_tail(log)) or detail
                     line.show(time.monotonic() - started, detail)
         except BaseException:
             process.terminate()
@@ -163,10 +166,10 @@ def read_tail(path: Path, size: int = 65536) -> str:
 
 
 def ninja_progress(log_tail: str) -> str:
-    """Turn the last ``[n/m]`` of ninja's output into ``"n of m files compiled, p %"``."""
+    """Put ninja's last ``[n/m]`` as ``"n of m files compiled, p %"``; without one, ``""``."""
     marks = re.findall(r"^\s*\[(\d+)/(\d+)\]", log_tail, re.MULTILINE)
     if not marks:
-        return "preparing"
+        return ""
     done, total = map(int, marks[-1])
     return f"{done} of {total} files compiled, {100 * done // max(total, 1)} %"
 
