@@ -59,7 +59,8 @@ def compare_weights(model: nn.Module, checkpoint: dict) -> tuple[list[str], list
 
     Args:
         model: The bare model. Where names differ it is loaded with the weights, so that its own
-            conversions of old names count.
+            conversions of old names count. A model that also completes the weights of another
+            one, to start a training from them, says so by ``parameters_untrained_by``.
         checkpoint: With ``state_dict``, or a bare state dictionary.
 
     Returns:
@@ -76,6 +77,9 @@ def compare_weights(model: nn.Module, checkpoint: dict) -> tuple[list[str], list
     ]
     if not reshaped and own.keys() == weights.keys():
         return [], [], []
+    untrained = getattr(model, "parameters_untrained_by", lambda weights: [])(weights)
+    if untrained:
+        return untrained, [], reshaped
     try:
         keys = model.load_state_dict(weights, strict=False)
         # It went through, so the model converted the shapes that looked wrong.
