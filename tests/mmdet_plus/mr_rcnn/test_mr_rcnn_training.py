@@ -1,0 +1,148 @@
+"""MR R-CNN on Shapes through the engine that the tools use: train, resume, test, two processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from mmdet.apis import DetInferencer
+
+from mmdet_plus.datasets import make_shapes
+from mmdet_plus.engine import UserError, prepare_test_cfg, prepare_train_cfg, test, train
+from mmdet_plus.engine.comparison import read_scalars
+
+CONFIG = "configs/shapes/mr-rcnn_r18_shapes.py"
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shapes") / "set"
+    make_shapes(root, num_train=8, num_val=2, image_size=(128, 128), progress=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def options(shapes):
+    """The small config, on small pictures for a few iterations."""
+    options = {
+        "train_dataloader.batch_size": 2,
+        "train_cfg.max_iters": 3,
+        "train_cfg.val_interval": 3,
+        "default_hooks.checkpoint.interval": 1,
+        "default_hooks.logger.interval": 1,
+        "model.train_cfg.rcnn.sampler.num": 16,
+        "model.test_cfg.rcnn.score_thr": 0.0,
+    }
+    for part in ("train", "val", "test"):
+        options[f"{part}_dataloader.dataset.data_root"] = str(shapes)
+        options[f"{part}_dataloader.num_workers"] = 0
+        options[f"{part}_dataloader.persistent_workers"] = False
+    for part in ("val", "test"):
+        options[f"{part}_evaluator.ann_file"] = str(shapes / "annotations/instances_val.json")
+    return options
+
+
+def run_training(config, work_dir, options, **arguments):
+    """Train in this process; with a visualizer of its own, or mmengine logs to the first run's."""
+    options = dict(options, **{"visualizer.name": str(work_dir), "log_processor.window_size": 1})
+    train(prepare_train_cfg(str(config), work_dir=str(work_dir), cfg_options=options, **arguments))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, repo_root, options):
+    """Working folder of a training of three iterations."""
+    work_dir = tmp_path_factory.mktemp("unbroken")
+    run_training(repo_root / CONFIG, work_dir, options)
+    return work_dir
+
+
+def losses(work_dir):
+    training, _ = read_scalars(work_dir)
+    return {
+        entry["step"]: {k: v for k, v in entry.items() if "loss" in k or k == "grad_norm"}
+        for entry in training
+    }
+
+
+def test_a_resumed_training_has_the_losses_of_an_unbroken_one(
+    unbroken, tmp_path, repo_root, options
+):
+    checkpoint = str(unbroken / "iter_1.pth")
+    run_training(repo_root / CONFIG, tmp_path, options, resume=checkpoint)
+    whole, resumed = losses(unbroken), losses(tmp_path)
+    assert list(resumed) == [2, 3]
+    assert {name for name in resumed[3] if name.startswith("refining.")} == {
+        "refining.loss_cls",
+        "refining.loss_bbox",
+        "refining.loss_mask",
+    }
+    assert resumed == {step: whole[step] for step in (2, 3)}
+
+
+def test_the_trained_model_is_tested_and_used(unbroken, tmp_path, repo_root, options):
+    checkpoint = str(unbroken / "iter_3.pth")
+    config = str(repo_root / CONFIG)
+    metrics = test(
+        prepare_test_cfg(config, checkpoint, work_dir=str(tmp_path), cfg_options=dict(options))
+    )
+    _, validation = read_scalars(unbroken)
+    for name in ("coco/bbox_mAP", "coco/segm_mAP"):
+        assert metrics[name] == validation[-1][name]
+    inferencer = DetInferencer(config, checkpoint, device="cpu", show_progress=False)
+    image = np.random.default_rng(0).integers(0, 255, (100, 140, 3), dtype=np.uint8)
+    result = inferencer(image, return_datasamples=True)["predictions"][0].pred_instances
+    assert result.masks.shape == (len(result), 100, 140)
+
+
+def test_a_checkpoint_of_mask_rcnn_is_not_tested_as_mr_rcnn(tmp_path, repo_root, options, unbroken):
+    """It would load, its heads copied, and give figures of a module that was never trained."""
+    plain = str(repo_root / "configs/shapes/mask-rcnn_r18_shapes.py")
+    work_dir = tmp_path / "plain"
+    short = dict(options, **{"train_cfg.max_iters": 1, "train_cfg.val_interval": 1})
+    run_training(plain, work_dir, short)
+    cfg = prepare_test_cfg(
+        str(repo_root / CONFIG),
+        str(work_dir / "iter_1.pth"),
+        work_dir=str(tmp_path / "test"),
+        cfg_options=dict(options),
+    )
+    with pytest.raises(UserError, match="refining"):
+        test(cfg)
+    with pytest.raises(UserError, match="refining"):
+        test(
+            prepare_test_cfg(
+                plain,
+                str(unbroken / "iter_3.pth"),
+                work_dir=str(tmp_path / "test2"),
+                cfg_options=dict(options),
+            )
+        )
+    # As the start of a training it is welcome.
+    start = {"load_from": str(work_dir / "iter_1.pth")}
+    run_training(repo_root / CONFIG, tmp_path / "tuned", {**short, **start})
+    assert len(losses(tmp_path / "tuned")) == 1
+
+
+def test_mixed_precision(tmp_path, repo_root, options):
+    run_training(repo_root / CONFIG, tmp_path, options, amp=True)
+    values = [value for entry in losses(tmp_path).values() for value in entry.values()]
+    assert len(losses(tmp_path)) == 3 and np.isfinite(values).all()
+
+
+def test_two_processes(tmp_path, repo_root, options):
+    """Distributed training hangs or fails where a parameter gets no gradient."""
+    given = dict(options, **{"train_cfg.max_iters": 2, "train_cfg.val_interval": 2})
+    pairs = [f"{key}={value}" for key, value in given.items()]
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        ["bash", repo_root / "tools/dist_train.sh", repo_root / CONFIG, "2"]
+        + ["--work-dir", str(tmp_path), "--cfg-options", *pairs],
+        env=environment,
+        cwd=tmp_path,
+        check=True,
+        timeout=300,
+    )
+    assert len(losses(tmp_path)) == 2
+    assert json.dumps(losses(tmp_path)).count("NaN") == 0
