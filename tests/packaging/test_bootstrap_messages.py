@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -201,9 +202,12 @@ def test_environment_of_the_caller_does_not_leak():
 @pytest.mark.parametrize(("stack", "venv"), [("mmlab", ".venv/"), ("onedl", ".venv-onedl/")])
 @pytest.mark.parametrize("target", ["demo", "test", "docs", "lint"])
 def test_make_uses_the_environment_of_the_stack(repo_root, stack, venv, target):
+    # `make test` hands its own flags and variables down to this test.
+    inherited = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "STACK", "PYTEST_ARGS")
     shown = subprocess.run(
         ["make", "-n", target, f"STACK={stack}"],
         cwd=repo_root,
+        env={name: value for name, value in os.environ.items() if name not in inherited},
         capture_output=True,
         text=True,
         check=True,
