@@ -1,0 +1,179 @@
+"""Metafiles name every config of their folder, and carry the papers' figures as the papers'."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+METAFILES = sorted(ROOT.glob("configs/*/metafile.yml"))
+BACKBONES = {"ResNet-50": "r50", "ResNet-101": "r101", "ResNeXt-101": "x101-32x8d"}
+
+
+def read(metafile: Path) -> dict:
+    return yaml.safe_load(metafile.read_text())
+
+
+def figures_of(model: dict) -> dict[str, float]:
+    """Figures by 'split metric'."""
+    return {
+        f"{result['Dataset']} {name}": value
+        for result in model.get("Results", [])
+        for name, value in result["Metrics"].items()
+    }
+
+
+@pytest.fixture(scope="module")
+def mr_rcnn() -> dict[str, dict]:
+    data = read(ROOT / "configs/mr_rcnn/metafile.yml")
+    return {model["Name"]: model for model in data["Models"]}
+
+
+@pytest.fixture(scope="module")
+def paper() -> str:
+    path = ROOT.parent / "shared/papers/mr_rcnn.txt"
+    if not path.is_file():
+        pytest.skip("needs ../shared/papers beside the repository")
+    return path.read_text()
+
+
+def table(paper: str, number: int) -> list[list[str]]:
+    """The rows of a table, which stands above its caption."""
+    above = paper[: paper.index(f"\nTable {number}:")].rstrip().splitlines()
+    rows = []
+    while above and above[-1].startswith("|"):
+        rows.append([cell.strip() for cell in above.pop().strip("|").split("|")])
+    return [row for row in reversed(rows) if not re.fullmatch(r"[-: ]*", row[0])][1:]
+
+
+def first_number(cell: str) -> float:
+    return float(re.match(r"[\d.]+", cell)[0])
+
+
+def backbone(cell: str) -> str:
+    name = cell.removesuffix("+FPN").removesuffix(" FPN").strip()
+    return "r101-dconv-c3-c5" if name == "ResNet-101 DCN" else BACKBONES[name]
+
+
+def test_the_index_imports_every_metafile():
+    index = yaml.safe_load((ROOT / "model-index.yml").read_text())
+    assert METAFILES
+    assert sorted(index["Import"]) == [path.relative_to(ROOT).as_posix() for path in METAFILES]
+
+
+@pytest.mark.parametrize("metafile", METAFILES, ids=lambda path: path.parent.name)
+def test_every_config_has_an_entry_and_every_entry_a_config(metafile):
+    data = read(metafile)
+    collections = {collection["Name"] for collection in data["Collections"]}
+    configs = {
+        path.stem: path.relative_to(ROOT).as_posix() for path in metafile.parent.rglob("*.py")
+    }
+    entries = {model["Name"]: model["Config"] for model in data["Models"]}
+    assert entries == configs
+    assert len(entries) == len(data["Models"])
+    assert all(name == name.lower() for name in entries)
+    assert {model["In Collection"] for model in data["Models"]} == collections
+    assert all((ROOT / collection["README"]).is_file() for collection in data["Collections"])
+
+
+@pytest.mark.parametrize("metafile", METAFILES, ids=lambda path: path.parent.name)
+def test_figures_are_labelled_as_the_papers(metafile):
+    for collection in read(metafile)["Collections"]:
+        assert collection["Metadata"]["Figures"].startswith("reported")
+
+
+@pytest.mark.parametrize("metafile", METAFILES, ids=lambda path: path.parent.name)
+def test_mim_can_read_it(metafile):
+    modelindex = pytest.importorskip("modelindex")
+    index = modelindex.load(str(ROOT / "model-index.yml"))
+    index.build_models_with_collections()
+    # It looks for READMEs beside the metafile; mmdet's metafiles, too, count from the root.
+    assert [fault for fault in index.check(silent=True) if "README" not in fault] == []
+    assert {model["Name"] for model in read(metafile)["Models"]} <= {m.name for m in index.models}
+
+
+def test_checkpoints_that_are_shared_are_named(mr_rcnn):
+    shared = {name: m["Metadata"].get("Checkpoint Of") for name, m in mr_rcnn.items()}
+    for name, other in shared.items():
+        variant = re.search("cls-only_|box-only_", name)
+        assert other == (name.replace(variant[0], "") if variant else None)
+
+
+def test_tables_1_and_2(mr_rcnn, paper):
+    compared = []
+    for number, split in ((1, "COCO val2017"), (2, "COCO test-dev2017")):
+        for method, network, *cells in table(paper, number):
+            method = method.split("[")[0]
+            if method not in ("Mask R-CNN", "MR R-CNN"):
+                continue
+            name = f"{method.replace(' R-CNN', '').lower()}-rcnn_{backbone(network)}_fpn_9k_coco"
+            figures = figures_of(mr_rcnn[name])
+            assert figures[f"{split} box AP"] == float(cells[0]), (number, name)
+            assert figures[f"{split} mask AP"] == float(cells[3]), (number, name)
+            compared.append((number, name))
+    assert len(compared) == 6 + 7
+    reported = {(n, m) for n, m in compared if n == 2}
+    assert {name for _, name in reported} == {
+        name for name, m in mr_rcnn.items() if any("test-dev" in key for key in figures_of(m))
+    }
+
+
+@pytest.mark.parametrize(
+    ("number", "rows"),
+    [
+        (3, {(True, False): "no-shape-aware_", (True, True): ""}),
+        (4, {(True, False): "cls-only_", (False, True): "box-only_", (True, True): ""}),
+    ],
+)
+def test_ablations(mr_rcnn, paper, number, rows):
+    compared = 0
+    for network, first, second, box, mask in table(paper, number):
+        ticks = ("checkmark" in first, "checkmark" in second)
+        kind = f"mr-rcnn_{backbone(network)}_fpn_{rows[ticks]}" if any(ticks) else None
+        name = (kind or f"mask-rcnn_{backbone(network)}_fpn_") + "9k_coco"
+        figures = figures_of(mr_rcnn[name])
+        assert figures["COCO val2017 box AP"] == first_number(box), name
+        assert figures["COCO val2017 mask AP"] == first_number(mask), name
+        compared += 1
+    assert compared == 3 * (len(rows) + 1)
+
+
+def test_table_5_in_the_readme(paper):
+    wanted = {}
+    for left_alpha, *left, right_alpha, box, mask in table(paper, 5):
+        wanted[left_alpha] = tuple(left)
+        wanted[right_alpha] = (box, mask)
+    lines = (ROOT / "configs/mr_rcnn/README.md").read_text().splitlines()
+    rows = {}
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] in ("α (reported)", "box AP", "mask AP"):
+            rows[cells[0]] = cells[1:]
+    found = zip(rows["box AP"], rows["mask AP"], strict=True)
+    assert dict(zip(rows["α (reported)"], found, strict=True)) == wanted
+
+
+def test_readme_and_metafile_agree(mr_rcnn):
+    text = (ROOT / "configs/mr_rcnn/README.md").read_text()
+    sections = {
+        "COCO val2017": "Reported for COCO val2017 (Tables",
+        "COCO test-dev2017": "(Table 2)",
+    }
+    for split, start in sections.items():
+        block = text[text.index(start) :].split("\n\n")[1]
+        found = {}
+        for line in block.splitlines()[2:]:
+            *_, box, mask, link = [cell.strip() for cell in line.strip("|").split("|")]
+            stem = re.search(r"\((.+)\.py\)", link)[1]
+            found[stem] = (box, mask)
+        wanted = {}
+        for name, model in mr_rcnn.items():
+            figures = figures_of(model)
+            if f"{split} box AP" in figures:
+                wanted[name] = (str(figures[f"{split} box AP"]), str(figures[f"{split} mask AP"]))
+            elif name in found:
+                wanted[name] = ("not in the paper", "not in the paper")
+        assert found == wanted
