@@ -1,5 +1,6 @@
 """Sphinx configuration; `make docs` builds with warnings as errors and without network."""
 
+import re
 import warnings
 
 # OpenMMLab's packages warn of their own dependencies when autodoc imports them.
@@ -26,3 +27,15 @@ napoleon_numpy_docstring = False
 html_theme = "furo"
 html_title = "MMPlus"
 html_static_path = ["_static"]
+
+
+def keep_returns_whole(app, what, name, obj, options, lines):
+    """Stop napoleon from reading what stands before a colon in "Returns:" as a type."""
+    for place, line in enumerate(lines[:-1]):
+        if line.strip() == "Returns:":
+            lines[place + 1] = re.sub(r"^( *)", r"\1: ", lines[place + 1], count=1)
+
+
+def setup(app):
+    """Connect the hook before napoleon's."""
+    app.connect("autodoc-process-docstring", keep_returns_whole, priority=400)
