@@ -1,6 +1,7 @@
 """What ``tools/test.py`` does."""
 
 import copy
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ _VISUALIZERS = {"mmdet": "DetLocalVisualizer", "mmseg": "SegLocalVisualizer"}
 _DUMPS = {"mmdet": "DumpDetResults"}
 _TTA_MODELS = {
     "mmdet": dict(
-        type="DetTTAModel",
+        type="MaskTTAModel",
         tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100),
     ),
     "mmseg": dict(type="SegTTAModel"),
@@ -162,15 +163,19 @@ def use_tta(cfg: Config) -> None:
             them; otherwise the image and its mirror image are merged the way of its scope.
 
     Raises:
-        UserError: The scope has no default, or the model predicts masks, which mmdet cannot merge.
+        UserError: The scope has no default, or the model predicts panoptic maps, of which no way
+            of merging is known.
     """
     scope = scope_of(cfg)
     if not cfg.get("tta_model"):
         if scope not in _TTA_MODELS:
             raise UserError(f"--tta: {cfg.filename} has no tta_model, and scope {scope} no default")
         cfg.tta_model = copy.deepcopy(_TTA_MODELS[scope])
-    if cfg.tta_model.get("type") == "DetTTAModel" and _predicts_masks(cfg.model):
-        raise UserError("--tta: mmdet merges boxes, not masks, and this model predicts masks")
+    if cfg.tta_model.get("type") == "MaskTTAModel":
+        if _predicts_panoptic_maps(cfg.model):
+            raise UserError("--tta merges boxes and instance masks; this model is panoptic")
+        add_import(cfg, "mmdet_plus.evaluation")
+        importlib.import_module("mmdet_plus.evaluation")
     for dataset in _leaf_datasets(cfg.test_dataloader.dataset):
         own = cfg.get("tta_pipeline")
         dataset.pipeline = copy.deepcopy(own) if own else flip_pipeline(dataset.pipeline)
@@ -198,14 +203,8 @@ def flip_pipeline(pipeline: list[dict]) -> list[dict]:
     return [*steps[:split], dict(type="TestTimeAug", transforms=views)]
 
 
-def _predicts_masks(model: object) -> bool:
-    if isinstance(model, dict):
-        return any(
-            (("mask_head" in key or "panoptic" in key) and value is not None)
-            or _predicts_masks(value)
-            for key, value in model.items()
-        )
-    return False
+def _predicts_panoptic_maps(model: dict) -> bool:
+    return any("panoptic" in key and value is not None for key, value in model.items())
 
 
 def _leaf_datasets(dataset: dict) -> Iterator[dict]:

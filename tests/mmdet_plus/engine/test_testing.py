@@ -72,7 +72,10 @@ def test_flipped_views_of_a_segmenter(trained):
     assert "mIoU" in run_test(cfg)
 
 
-def test_flipped_views_of_a_detector(trained):
+@pytest.mark.parametrize(
+    ("options", "metric"), [({}, "coco/segm_mAP"), (NO_MASKS, "coco/bbox_mAP")]
+)
+def test_flipped_views_of_a_detector(trained, options, metric):
     case = trained["mask-rcnn"]
     cfg = prepare_test_cfg(
         case.config,
@@ -80,16 +83,16 @@ def test_flipped_views_of_a_detector(trained):
         work_dir="work",
         tta=True,
         allow_mismatch=True,
-        cfg_options=NO_MASKS,
+        cfg_options=options,
     )
-    assert cfg.model.type == "DetTTAModel"
-    assert "coco/bbox_mAP" in run_test(cfg)
+    assert cfg.model.type == "MaskTTAModel"
+    assert metric in run_test(cfg)
 
 
-def test_flipped_views_of_masks_are_refused(trained):
-    case = trained["mask-rcnn"]
-    with pytest.raises(UserError, match="--tta: mmdet merges boxes, not masks"):
-        prepare_test_cfg(case.config, case.checkpoint, tta=True)
+def test_flipped_views_of_panoptic_maps_are_refused():
+    model = dict(type="PanopticFPN", panoptic_fusion_head=dict(type="HeuristicFusionHead"))
+    with pytest.raises(UserError, match="this model is panoptic"):
+        use_tta(Config(dict(model=model, default_scope="mmdet")))
 
 
 def test_own_flipped_views_are_used():

@@ -1,0 +1,5 @@
+"""Parts of testing that upstream lacks."""
+
+from .mask_tta import MaskTTAModel
+
+__all__ = ["MaskTTAModel"]
