@@ -10,6 +10,7 @@ from mmdet_plus.engine.errors import UserError
 # How to get the data, by the start of the dataset's type.
 _MENDS = {
     "Shapes": "make it with: python tools/make_shapes.py {root}",
+    "CheckedCoco": "put images and annotations in COCO's format there (see cocodataset.org)",
     "Coco": "put COCO there (cocodataset.org: images and annotations)",
     "Cityscapes": "put Cityscapes there (cityscapes-dataset.com: leftImg8bit and gtFine)",
 }

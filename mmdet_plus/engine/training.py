@@ -1,5 +1,6 @@
 """What ``tools/train.py`` does."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -82,8 +83,22 @@ def train(cfg: Config) -> Runner:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner that a config names, mmengine's own by default."""
-    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    """Build the runner that a config names, mmengine's own by default.
+
+    Raises:
+        UserError: A part is given an argument that it does not know, such as a field misspelt.
+    """
+    try:
+        return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    except TypeError as error:
+        unknown = re.search(r"(\S+)\.__init__\(\) got an unexpected keyword .*?'(\w+)'", str(error))
+        if unknown is None:
+            raise
+        part, field = unknown.groups()
+        raise UserError(
+            f"{cfg.filename}: {part} has no field {field!r}; check its spelling in the config "
+            "and in --cfg-options"
+        ) from error
 
 
 def require_keys(cfg: Config, *keys: str) -> None:

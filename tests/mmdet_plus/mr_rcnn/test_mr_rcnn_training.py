@@ -146,3 +146,9 @@ def test_two_processes(tmp_path, repo_root, options):
     )
     assert len(losses(tmp_path)) == 2
     assert json.dumps(losses(tmp_path)).count("NaN") == 0
+
+
+def test_a_misspelt_field_is_named(tmp_path, repo_root, options):
+    wrong = dict(options, **{"model.roi_head.detach_gradient": True})
+    with pytest.raises(UserError, match=r"RoIHead has no field 'detach_gradient'"):
+        run_training(repo_root / CONFIG, tmp_path, wrong)
