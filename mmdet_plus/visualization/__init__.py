@@ -1,0 +1,19 @@
+"""Pictures of masks, and the demo that shows two models beside the ground truth."""
+
+from .side_by_side import (
+    distinct_colours,
+    draw_masks,
+    encode_png,
+    match_masks,
+    picture_grid,
+    write_png,
+)
+
+__all__ = [
+    "distinct_colours",
+    "draw_masks",
+    "encode_png",
+    "match_masks",
+    "picture_grid",
+    "write_png",
+]
