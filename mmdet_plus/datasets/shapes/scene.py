@@ -1,12 +1,20 @@
 """Scenes: which things stand where, how deep, and what of each remains visible."""
 
+import colorsys
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 
-from .catalog import LAYER_NOISE, LAYERS, RIDERS, THING_CLASSES
+from .catalog import (
+    CUSTOMARY_SHARE,
+    HUE_NOISE,
+    LAYER_NOISE,
+    LAYERS,
+    RIDERS,
+    THING_CLASSES,
+)
 from .outlines import OUTLINES
 
 # Half lengths in pixels of a 256 px picture (least, most), and height over width (least, most).
@@ -69,6 +77,17 @@ def random_colour(rng: Generator) -> np.ndarray:
     """A BGR colour in [0, 255], of any hue and of middling saturation and brightness."""
     grey = rng.uniform(60, 205)
     return np.clip(grey + rng.uniform(-60, 60, 3), 15, 240)
+
+
+def class_colour(rng: Generator, name: str) -> np.ndarray:
+    """A BGR colour in [0, 255] for a thing: mostly of its class's hue, now and then of any."""
+    if rng.random() >= CUSTOMARY_SHARE:
+        return random_colour(rng)
+    hue = 360 * THING_CLASSES.index(name) / len(THING_CLASSES) + rng.normal(0, HUE_NOISE)
+    red, green, blue = colorsys.hsv_to_rgb(
+        hue / 360 % 1, rng.uniform(0.35, 0.75), rng.uniform(0.45, 0.9)
+    )
+    return np.array([blue, green, red]) * 255
 
 
 def _silhouette(
@@ -136,7 +155,7 @@ class _Placer:
             self.radius(name, largest),
             self.rng.uniform(0, 2 * np.pi),
             self.rng.uniform(*_ASPECT[name]),
-            random_colour(self.rng),
+            class_colour(self.rng, name),
             self.noise(),
         )
 
@@ -146,7 +165,7 @@ class _Placer:
         name = str(rng.choice(list(RIDERS)))
         centre, radius = self.spot(), self.radius(name) * 0.5 + 0.5 * _RADIUS[name][1] * self.unit
         angle, aspect = rng.uniform(0, 2 * np.pi), rng.uniform(*_ASPECT[name])
-        self.put(name, centre, radius, angle, aspect, random_colour(rng), self.noise())
+        self.put(name, centre, radius, angle, aspect, class_colour(rng, name), self.noise())
         for _ in range(count):
             rider = str(rng.choice(RIDERS[name]))
             offset = rng.uniform(-0.7, 0.7, 2) * (radius, aspect * radius)
@@ -159,7 +178,7 @@ class _Placer:
                 reach,
                 angle + rng.normal(0, 0.5),
                 rng.uniform(*_ASPECT[rider]),
-                random_colour(rng),
+                class_colour(rng, rider),
                 self.noise(),
             )
 
@@ -174,7 +193,7 @@ class _Placer:
         breadth = 2 * radius * aspect * (0.7 if name == "comb" else 0.85)
         across = np.array([-np.sin(angle), np.cos(angle)])
         along = np.array([np.cos(angle), np.sin(angle)])
-        colour = random_colour(rng)
+        colour = class_colour(rng, name)
         noise = self.noise()
         centre = self.spot()
         for _ in range(count):

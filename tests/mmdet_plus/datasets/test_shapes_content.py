@@ -9,6 +9,7 @@ import pytest
 from pycocotools import mask as mask_utils
 
 from mmdet_plus.datasets.shapes import CLASSES, STUFF_CLASSES, THING_CLASSES, draw_sample
+from mmdet_plus.datasets.shapes.catalog import LAYERS
 from mmdet_plus.datasets.shapes.outlines import OUTLINES
 
 COUNT = 150
@@ -74,12 +75,13 @@ def test_some_classes_nearly_always_lie_on_top(samples, upper, lower):
 
 def test_the_order_is_not_always_given_by_the_class(samples):
     close = [
-        name(a) == "ring"
+        LAYERS[name(a)] > LAYERS[name(b)]
         for a, b in pairs(samples)
-        if {name(a), name(b)} == {"ring", "crescent"} and box_iou(a, b) > 0
+        if 0 < abs(LAYERS[name(a)] - LAYERS[name(b)]) <= 0.3 and touching(a, b)
     ]
+    assert len(close) >= 20
     same = [1 for a, b in pairs(samples) if name(a) == name(b) and touching(a, b)]
-    assert 0.4 < np.mean(close) < 0.97
+    assert 0.5 < np.mean(close) < 0.9
     assert len(same) > 0.5 * COUNT
 
 
@@ -149,7 +151,7 @@ def test_outlines_stay_in_their_frame(shape):
         assert 0.5 < np.abs(points).max() <= 1.2
 
 
-def test_classes_do_not_separate_by_colour(samples):
+def test_colour_tells_a_part_of_the_classes(samples):
     colours, labels = [], []
     for sample in samples:
         for annotation in sample.instances:
@@ -160,7 +162,7 @@ def test_classes_do_not_separate_by_colour(samples):
     half = len(labels) // 2
     distance = np.abs(colours[half:, None, :3] - colours[None, :half, :3]).sum(axis=2)
     nearest = labels[:half][distance.argmin(axis=1)]
-    assert np.mean(nearest == labels[half:]) < 0.25
+    assert 0.2 < np.mean(nearest == labels[half:]) < 0.6
 
 
 def test_void_occurs_but_is_rare(samples):
