@@ -1,0 +1,159 @@
+"""Stages: done once, beside each other, with errors that name the log."""
+
+import io
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from mmdet_plus.engine.errors import UserError
+from mmdet_plus.visualization.stages import (
+    ProgressLine,
+    Stage,
+    iterations_done,
+    only_one,
+    run_chains,
+    write_json,
+)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def python(name, folder, code, iterations=0):
+    return Stage(name, folder, ("-c", code), iterations)
+
+
+def quiet():
+    return ProgressLine(io.StringIO())
+
+
+def test_stages_of_a_chain_follow_each_other_and_chains_do_not_wait(tmp_path):
+    note = (
+        "import pathlib, time; pathlib.Path('{0}').write_text(repr(time.time())); time.sleep({1})"
+    )
+    chains = [
+        [
+            python("a1", tmp_path / "a1", note.format(tmp_path / "t1", 2)),
+            python("a2", tmp_path / "a2", note.format(tmp_path / "t2", 0)),
+        ],
+        [python("b", tmp_path / "b", note.format(tmp_path / "t3", 0))],
+    ]
+    run_chains(chains, quiet(), threads=1)
+    first, second, other = (float((tmp_path / f"t{i}").read_text()) for i in (1, 2, 3))
+    assert second - first >= 2
+    assert abs(other - first) < 2
+
+
+def test_record_says_what_was_run_and_at_what_cost(tmp_path):
+    code = "import time\nstart = time.process_time()\nwhile time.process_time() - start < 1: pass"
+    stage = python("busy", tmp_path / "busy", code)
+    run_chains([[stage]], quiet(), threads=3)
+    record = json.loads(stage.record.read_text())
+    assert record["name"] == "busy" and record["threads"] == 3
+    assert record["command"].startswith("python -c 'import time")
+    assert 1 <= record["cpu_seconds"] < 1.9
+    assert record["seconds"] >= 1
+
+
+def test_a_finished_stage_is_not_repeated(tmp_path):
+    code = f"open({str(tmp_path / 'runs')!r}, 'a').write('x')"
+    stage = python("once", tmp_path / "once", code)
+    for _ in range(2):
+        run_chains([[stage]], quiet(), threads=1)
+    assert (tmp_path / "runs").read_text() == "x"
+
+
+def test_threads_and_output_of_a_stage(tmp_path):
+    stage = python(
+        "s", tmp_path / "s", "import os; print('threads', os.environ['OMP_NUM_THREADS'])"
+    )
+    run_chains([[stage]], quiet(), threads=5)
+    assert stage.log.read_text() == "threads 5\n"
+
+
+def test_a_stopped_training_resumes_and_a_new_one_does_not(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text("import sys; print(sys.argv[1:])")
+    new = Stage("new", tmp_path / "new", (str(script),), iterations=3)
+    stopped = Stage("stopped", tmp_path / "stopped", (str(script),), iterations=3)
+    stopped.folder.mkdir()
+    (stopped.folder / "last_checkpoint").write_text("iter_1.pth")
+    run_chains([[new], [stopped]], quiet(), threads=1)
+    assert new.log.read_text() == "[]\n"
+    assert stopped.log.read_text() == "['--resume']\n"
+
+
+def test_a_failure_names_the_log_and_stops_the_others(tmp_path):
+    broken = python("broken", tmp_path / "broken", "print('why it broke'); raise SystemExit(3)")
+    code = f"import time; time.sleep(30); open({str(tmp_path / 'late')!r}, 'w')"
+    patient = python("patient", tmp_path / "patient", code)
+    start = time.monotonic()
+    with pytest.raises(UserError, match="broken ended with code 3") as error:
+        run_chains([[patient], [broken]], quiet(), threads=1)
+    assert time.monotonic() - start < 20
+    assert str(broken.log) in str(error.value) and "why it broke" in str(error.value)
+    assert not broken.record.exists() and not patient.record.exists()
+
+
+def test_progress_is_written_over_on_a_terminal_alone():
+    terminal, pipe = Terminal(), io.StringIO()
+    for stream in (terminal, pipe):
+        line = ProgressLine(stream, interval=60)
+        line.show("1 of 2")
+        line.show("2 of 2")
+        line.say("done")
+    assert terminal.getvalue() == "\r\033[K1 of 2\r\033[K2 of 2\r\033[Kdone\n"
+    assert pipe.getvalue() == "done\n"
+    often = io.StringIO()
+    ProgressLine(often, interval=0).show("1 of 2")
+    assert often.getvalue() == "1 of 2\n"
+
+
+def test_iterations_are_read_from_the_log(tmp_path):
+    assert iterations_done(tmp_path) == 0
+    log = tmp_path / "20260101_000000" / "vis_data" / "scalars.json"
+    log.parent.mkdir(parents=True)
+    log.write_text('{"loss": 1.0, "step": 10}\n{"loss": 0.9, "step": 20}\n{"lo')
+    assert iterations_done(tmp_path) == 20
+
+
+def test_a_folder_is_for_one_demo(tmp_path):
+    folder = tmp_path / "demo"
+    refused = pytest.raises(UserError, match="choose another --root")
+    with only_one(folder), refused, only_one(folder, patience=0.5):
+        pass
+    with only_one(folder):
+        pass
+
+
+def test_a_child_left_behind_keeps_the_folder(tmp_path):
+    with only_one(tmp_path) as lock:
+        child = subprocess.Popen(
+            [sys.executable, "-c", "import sys; sys.stdin.read()"],
+            stdin=subprocess.PIPE,
+            pass_fds=(lock,),
+        )
+    try:
+        with pytest.raises(UserError), only_one(tmp_path, patience=0.5):
+            pass
+        threading.Timer(1, child.stdin.close).start()
+        with only_one(tmp_path):  # waits
+            assert child.wait(5) == 0
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_json_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [file.name for file in path.parent.iterdir()] == ["a.json"]
