@@ -62,11 +62,11 @@ def read_scalars(work_dir: Path) -> tuple[list[dict], list[dict]]:
     """Read what mmengine logged in a working folder, resumed parts included.
 
     Returns:
-        The training records by iteration, a later part replacing an earlier one, and the
-        validation records, each a flat dict.
+        The training records by iteration, a later part replacing an earlier one, and all
+        validation records in the order of the log, each a flat dict.
     """
     training: dict[int, dict] = {}
-    validation: dict[int, dict] = {}
+    validation: list[dict] = []
     for path in sorted(work_dir.glob("*/vis_data/*.json")):
         for line in path.read_text().splitlines():
             if not line.startswith("{"):
@@ -78,8 +78,8 @@ def read_scalars(work_dir: Path) -> tuple[list[dict], list[dict]]:
             if "loss" in record:
                 training[record.get("iter", record["step"])] = record
             elif any("/" in key for key in record):
-                validation[record["step"]] = record
-    return list(training.values()), list(validation.values())
+                validation.append(record)
+    return list(training.values()), validation
 
 
 def summarise(records: Sequence[dict]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -230,13 +230,14 @@ def _write_record(run: Run, command: list[str], threads: int, seconds: float) ->
             f"{run.config}: the training never validated; set train_cfg.val_interval so that it "
             "does after the last iteration"
         )
-    last = max(validation, key=lambda record: record["step"])
+    last = validation[-1]
     record = {
         "command": shlex.join(map(str, command)),
         "config": run.config.stem,
         "seed": run.seed,
         "metrics": {key: value for key, value in last.items() if "/" in key},
-        "iterations": last["step"],
+        # A validation counts in epochs unless the config says otherwise.
+        "iterations": max(entry["step"] for entry in training),
         "seconds": round(seconds, 1),
         "threads": threads,
         "torch": torch.__version__,
