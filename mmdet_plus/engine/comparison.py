@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.fileio import dump
 
 from mmdet_plus.engine.config import resolve_config
 from mmdet_plus.engine.errors import UserError
+from mmdet_plus.files import write_file, write_json
 
 _POLL_SECONDS = 2.0
 _REPORT_SECONDS = 60.0
@@ -247,9 +247,7 @@ def _write_record(run: Run, command: list[str], threads: int, seconds: float) ->
             for entry in training
         ],
     }
-    temporary = run.record.with_suffix(".json.part")
-    dump(record, temporary, file_format="json", indent=None)
-    os.replace(temporary, run.record)
+    write_json(run.record, record, indent=None)
 
 
 def _write_summary(runs: Sequence[Run], folder: Path) -> dict:
@@ -257,6 +255,6 @@ def _write_summary(runs: Sequence[Run], folder: Path) -> dict:
     summary = summarise(records)
     order = list(dict.fromkeys(run.config.stem for run in runs))
     metrics = [key for key in records[0]["metrics"] if not key.startswith(("time", "data_time"))]
-    dump(summary, folder / "summary.json", indent=1)
-    (folder / "summary.md").write_text(markdown_table(summary, order, metrics))
+    write_json(folder / "summary.json", summary)
+    write_file(folder / "summary.md", markdown_table(summary, order, metrics).encode())
     return summary

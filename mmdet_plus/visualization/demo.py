@@ -28,6 +28,7 @@ from pycocotools.coco import COCO
 from mmdet_plus.datasets import make_shapes
 from mmdet_plus.engine.config import resolve_config
 from mmdet_plus.engine.errors import UserError
+from mmdet_plus.files import write_json
 
 from .side_by_side import (
     UNMATCHED,
@@ -37,7 +38,7 @@ from .side_by_side import (
     picture_grid,
     write_png,
 )
-from .stages import ProgressLine, Stage, only_one, run_chains, write_json
+from .stages import ProgressLine, Stage, only_one, run_chains
 
 BASELINE, REFINED = "Mask R-CNN", "MR R-CNN"
 _CONFIGS = {BASELINE: "mask-rcnn_r18_shapes_demo", REFINED: "mr-rcnn_r18_shapes_demo"}

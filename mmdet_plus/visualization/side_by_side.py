@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from mmdet_plus.files import write_file
+
 # BGR, for a mask that belongs to none of the reference masks.
 UNMATCHED = (255, 255, 255)
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
@@ -194,17 +196,7 @@ def write_png(path: str | os.PathLike, image: np.ndarray, max_bytes: int | None 
     Raises:
         ValueError: As :func:`encode_png`.
     """
-    path = Path(path)
-    content = encode_png(image, max_bytes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return path
+    return write_file(path, encode_png(image, max_bytes))
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -6,7 +6,6 @@ it is skipped, or goes on if it is a training that was stopped. What a command p
 """
 
 import fcntl
-import json
 import os
 import resource
 import shlex
@@ -20,6 +19,7 @@ from typing import NamedTuple, TextIO
 
 from mmdet_plus.engine.comparison import read_scalars
 from mmdet_plus.engine.errors import UserError
+from mmdet_plus.files import write_json
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 1.0
@@ -164,18 +164,6 @@ def iterations_done(work_dir: Path) -> int:
     """How far a training in a working folder has logged its progress."""
     training, _ = read_scalars(work_dir)
     return max((record["step"] for record in training), default=0)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write a JSON file so that it appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _lock(handle: TextIO) -> bool:

@@ -20,6 +20,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from mmdet_plus.files import write_file, write_json
+
 from .catalog import panoptic_categories, thing_categories
 from .sample import MAX_IMAGES, SPLITS, draw_sample
 
@@ -161,7 +163,7 @@ def _claim(root: Path, info: dict) -> None:
             "choose another folder"
         )
     root.mkdir(parents=True, exist_ok=True)
-    _write(path, _dump(info, indent=2))
+    write_json(path, info, indent=2)
 
 
 def _folders() -> list[str]:
@@ -205,22 +207,6 @@ def _missing(root: Path, split: str, count: int) -> list[int]:
     ]
 
 
-def _dump(value: object, indent: int | None = None) -> bytes:
-    separators = None if indent else (",", ":")
-    return json.dumps(value, indent=indent, separators=separators).encode() + b"\n"
-
-
-def _write(path: Path, content: bytes, aside: Path | None = None) -> None:
-    """Write a file so that it appears whole or not at all."""
-    part = (aside or path.parent) / f".{path.parent.name}-{path.name}.{os.getpid()}.part"
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
 def _picture(suffix: str, array: np.ndarray, options: list[int]) -> bytes:
     done, content = cv2.imencode(suffix, array, options)
     if not done:
@@ -236,13 +222,15 @@ def _draw(job: tuple[str, int, tuple[int, int], list[tuple[str, int]]]) -> int:
     for split, index in items:
         sample = draw_sample(seed, split, index, size)
         stem = f"{index:06d}"
-        _write(root / split / f"{stem}.jpg", _picture(".jpg", sample.image, _JPEG), work)
+        write_file(root / split / f"{stem}.jpg", _picture(".jpg", sample.image, _JPEG), work)
         panoptic = _picture(".png", np.ascontiguousarray(sample.panoptic[..., ::-1]), _PNG)
-        _write(root / f"panoptic_{split}" / f"{stem}.png", panoptic, work)
-        _write(root / f"stuff_{split}" / f"{stem}.png", _picture(".png", sample.stuff, _PNG), work)
+        write_file(root / f"panoptic_{split}" / f"{stem}.png", panoptic, work)
+        write_file(
+            root / f"stuff_{split}" / f"{stem}.png", _picture(".png", sample.stuff, _PNG), work
+        )
         # The record comes last: it vouches for the three pictures.
         record = dict(instances=sample.instances, segments=sample.segments)
-        _write(work / f"{split}-{stem}.json", _dump(record))
+        write_json(work / f"{split}-{stem}.json", record, indent=None)
     return len(items)
 
 
@@ -337,6 +325,6 @@ def _write_annotations(
     instances_path, panoptic_path = _annotation_paths(root, split)
     work = root / _WORK_NAME
     instances = dict(head, annotations=annotations, categories=thing_categories())
-    _write(instances_path, _dump(instances), work)
+    write_json(instances_path, instances, indent=None, aside=work)
     segments = dict(head, annotations=panoptic, categories=panoptic_categories())
-    _write(panoptic_path, _dump(segments), work)
+    write_json(panoptic_path, segments, indent=None, aside=work)

@@ -10,13 +10,13 @@ import time
 import pytest
 
 from mmdet_plus.engine.errors import UserError
+from mmdet_plus.files import write_json
 from mmdet_plus.visualization.stages import (
     ProgressLine,
     Stage,
     iterations_done,
     only_one,
     run_chains,
-    write_json,
 )
 
 
