@@ -116,7 +116,9 @@ def markdown_table(summary: dict, order: Sequence[str], metrics: Sequence[str]) 
             if entry is None:
                 row.append("")
                 continue
-            cell = f"{entry['mean']:.3f} ± {entry['std']:.3f}"
+            cell = f"{entry['mean']:.3f}"
+            if len(entry["values"]) > 1:
+                cell += f" ± {entry['std']:.3f}"
             if config != order[0] and base is not None:
                 cell += f" ({entry['mean'] - base['mean']:+.3f})"
             row.append(cell)
@@ -254,7 +256,8 @@ def _write_summary(runs: Sequence[Run], folder: Path) -> dict:
     records = [json.loads(run.record.read_text()) for run in runs]
     summary = summarise(records)
     order = list(dict.fromkeys(run.config.stem for run in runs))
-    metrics = [key for key in records[0]["metrics"] if not key.startswith(("time", "data_time"))]
+    # COCO's metrics are -1 where there is nothing to measure, such as large things among nuclei.
+    metrics = [key for key, value in records[0]["metrics"].items() if value >= 0]
     write_json(folder / "summary.json", summary)
     write_file(folder / "summary.md", markdown_table(summary, order, metrics).encode())
     return summary
