@@ -1,6 +1,7 @@
 """Pictures of masks, and the demo that shows two models beside the ground truth."""
 
 from .side_by_side import (
+    UNMATCHED,
     distinct_colours,
     draw_masks,
     encode_png,
@@ -10,6 +11,7 @@ from .side_by_side import (
 )
 
 __all__ = [
+    "UNMATCHED",
     "distinct_colours",
     "draw_masks",
     "encode_png",

@@ -15,7 +15,8 @@ from PIL import Image
 
 from mmdet_plus.files import write_file
 
-# BGR, for a mask that belongs to none of the reference masks.
+# BGR, for a mask that belongs to none of the reference masks: outlined thinly, never filled, so
+# that a heap of them leaves the image and the others in sight.
 UNMATCHED = (255, 255, 255)
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
 
@@ -79,7 +80,7 @@ def draw_masks(
     Args:
         image: (H, W, 3) uint8 BGR.
         masks: (N, H, W) bool. Smaller ones are drawn over larger ones.
-        colours: N BGR triples.
+        colours: N BGR triples; masks of the colour ``UNMATCHED`` have a thin outline alone.
         scale: s, whole enlargement >= 1; outlines are two pixels wide after it.
         opacity: Of the fill, in [0, 1].
 
@@ -100,13 +101,16 @@ def draw_masks(
     large = [
         cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) for mask in masks
     ]
+    matched = [tuple(int(c) for c in colour) != UNMATCHED for colour in colours]
     for i in order:
+        if not matched[i]:
+            continue
         inside = large[i] > 0
         canvas[inside] = (1 - opacity) * canvas[inside] + opacity * np.float32(colours[i])
     canvas = canvas.round().astype(np.uint8)
     for i in order:
         rings, _ = cv2.findContours(large[i], cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(canvas, rings, -1, tuple(int(c) for c in colours[i]), 2)
+        cv2.drawContours(canvas, rings, -1, tuple(int(c) for c in colours[i]), 1 + matched[i])
     return canvas
 
 
@@ -170,8 +174,14 @@ def encode_png(image: np.ndarray, max_bytes: int | None = None) -> bytes:
     content = _png(picture)
     if max_bytes is None or len(content) <= max_bytes:
         return content
+    # What was enlarged twice without smoothing loses no colour when every second pixel is left out.
+    sample = picture.resize(
+        (max(1, picture.width // 2), max(1, picture.height // 2)), Image.Resampling.NEAREST
+    )
     for colours in (256, 128, 64, 32, 16):
-        few = picture.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        # Maximum coverage keeps the rare colours, which outlines have; the means then settle.
+        palette = sample.quantize(colours, method=Image.Quantize.MAXCOVERAGE, kmeans=2)
+        few = picture.quantize(palette=palette, dither=Image.Dither.NONE)
         content = _png(few)
         if len(content) <= max_bytes:
             return content

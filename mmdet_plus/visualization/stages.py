@@ -157,7 +157,7 @@ def run_chains(
         for _, process, _ in running.values():
             process.terminate()
         for _, process, _ in running.values():
-            process.wait()
+            _wait_or_kill(process)
 
 
 def iterations_done(work_dir: Path) -> int:
@@ -189,6 +189,15 @@ def _start(stage: Stage, threads: int, lock: int | None) -> subprocess.Popen:
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)},
             pass_fds=() if lock is None else (lock,),
         )
+
+
+def _wait_or_kill(process: subprocess.Popen, patience: float = 10.0) -> None:
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        # A process that is suspended, or deaf, would keep its memory and the folder for ever.
+        process.kill()
+        process.wait()
 
 
 def _finish(stage: Stage, threads: int, seconds: float, cpu_seconds: float) -> None:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from mmdet_plus.visualization import (
+    UNMATCHED,
     distinct_colours,
     draw_masks,
     encode_png,
@@ -79,6 +80,25 @@ def test_holes_have_an_outline_and_no_fill():
     assert drawn[20, 20].tolist() == [100, 100, 100]
     inner_ring = drawn[12:16, 20]
     assert (inner_ring == RED).all(1).any()
+
+
+def test_unmatched_masks_are_outlined_and_not_filled():
+    image = np.full((20, 20, 3), 100, np.uint8)
+    drawn = draw_masks(image, box_mask(5, 5, 15, 15)[None], [UNMATCHED], scale=2)
+    assert drawn[20, 20].tolist() == [100, 100, 100]
+    assert drawn[10, 20].tolist() == list(UNMATCHED)
+    assert drawn[11, 20].tolist() == [100, 100, 100]
+
+
+def test_few_colours_keep_the_rare_ones():
+    rng = np.random.default_rng(0)
+    image = (rng.normal(0, 12, (200, 200, 3)) + (90, 140, 60)).clip(0, 255).astype(np.uint8)
+    image[100:102, 50:100] = RED
+    image[104:106, 50:60] = BLUE
+    small = encode_png(image, max_bytes=len(encode_png(image)) // 2)
+    read = np.asarray(Image.open(io.BytesIO(small)).convert("RGB"))[..., ::-1].astype(int)
+    assert np.abs(read[100:102, 50:100] - RED).max() < 20
+    assert np.abs(read[104:106, 50:60] - BLUE).max() < 20
 
 
 def test_small_masks_lie_on_top():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import pytest
 
 from mmdet_plus.engine.errors import UserError
 from mmdet_plus.files import write_json
+from mmdet_plus.visualization import stages
 from mmdet_plus.visualization.stages import (
     ProgressLine,
     Stage,
@@ -99,6 +101,15 @@ def test_a_failure_names_the_log_and_stops_the_others(tmp_path):
     assert time.monotonic() - start < 20
     assert str(broken.log) in str(error.value) and "why it broke" in str(error.value)
     assert not broken.record.exists() and not patient.record.exists()
+
+
+def test_a_suspended_process_does_not_survive():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    process.send_signal(signal.SIGSTOP)
+    process.terminate()
+    stages._wait_or_kill(process, patience=0.5)
+    # The pending SIGTERM may come first once SIGKILL has woken it.
+    assert process.returncode in (-signal.SIGKILL, -signal.SIGTERM)
 
 
 def test_progress_is_written_over_on_a_terminal_alone():
