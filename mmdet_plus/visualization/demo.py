@@ -422,4 +422,5 @@ def _report(record: dict, root: Path, line: ProgressLine) -> None:
     line.say(f"Figures:  {root / 'results.json'}")
     line.say(
         f"Time:     {record['seconds']:.0f} s, {record['cpu_seconds']:.0f} s of processor time"
+        + (", since it was started again" if record["continued"] else "")
     )
