@@ -5,6 +5,7 @@ Settings (environment variables):
 * ``MMPLUS_WITH_OPS=0``: build without the compiled library (every op has a plain PyTorch twin).
 * ``MMPLUS_WITH_OPS=1``: fail where the library cannot be built, instead of going on without it.
 * ``FORCE_CUDA=1``: build the CUDA kernels even where no GPU is seen; ``FORCE_CUDA=0``: never.
+* ``TORCH_CUDA_ARCH_LIST``: the GPUs to build for; unset: those here, or all of torch's if none is.
 * ``MAX_JOBS``: how many compilers run at once.
 
 Static metadata is in ``pyproject.toml``; build with ``--no-build-isolation`` so that the library is
@@ -14,6 +15,7 @@ compiled against the torch that will load it.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -64,6 +66,12 @@ def cuda_wanted(torch) -> bool:
     return torch.version.cuda is not None and CUDA_HOME is not None and torch.cuda.is_available()
 
 
+def all_architectures(codes: list[str]) -> str:
+    """Turn torch's own list (``["sm_80", "sm_90"]``) into one for builds (``"8.0;9.0+PTX"``)."""
+    numbers = sorted({int(m[1]) for code in codes if (m := re.fullmatch(r"sm_(\d+)", code))})
+    return ";".join(f"{number // 10}.{number % 10}" for number in numbers) + "+PTX"
+
+
 def extension_sources(with_cuda: bool) -> list[str]:
     """Every source under ``ops/csrc``; a new kernel file needs no change here."""
     patterns = ["*.cpp", "cpu/**/*.cpp"]
@@ -93,8 +101,11 @@ def compiled_extension():
         return [], plain_build_ext
 
     with_cuda = cuda_wanted(torch)
+    if with_cuda and not torch.cuda.is_available():
+        # torch would look for the GPUs of this machine and crash on finding none.
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", all_architectures(torch.cuda.get_arch_list()))
     macros = [("MMPLUS_TORCH_VERSION", f'"{torch.__version__}"')]
-    flags: dict[str, list[str]] = {"cxx": ["-O3", "-fvisibility=hidden"]}
+    flags: dict[str, list[str]] = {"cxx": ["-O3", "-ffp-contract=fast", "-fvisibility=hidden"]}
     link: list[str] = []
     if sys.platform == "win32":
         flags = {"cxx": ["/O2"]}

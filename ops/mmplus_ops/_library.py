@@ -1,7 +1,7 @@
 """Finding, checking and loading the compiled op library.
 
-The library is optional: every op has a plain PyTorch twin. It is loaded on first use, never by an
-import, and only if it was built for the torch that runs here.
+The library is optional: every op has a plain PyTorch twin. It is loaded with the package, and only
+if it was built for the torch that runs here; where it is missing, the first op that is used warns.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ def has_compiled_ops() -> bool:
     False where the library is absent or was built for another torch (one warning says so), and
     wherever the environment has ``MMPLUS_WITH_OPS=0``, which is read at every call.
     """
-    return not _switched_off() and load_library().error is None
+    if _switched_off():
+        return False
+    error = load_library().error
+    if error is not None:
+        _warn(error)
+    return error is None
 
 
 def ops_info() -> dict[str, Any]:
@@ -67,17 +72,19 @@ def ops_info() -> dict[str, Any]:
 
 @functools.cache
 def load_library() -> LoadResult:
-    """Load the compiled library once; where that fails, warn once and say why in the result."""
-    result = try_load(find_library(_HOME))
-    if result.error is not None:
-        warnings.warn(
-            f"mmplus_ops uses its plain PyTorch ops: {result.error}. They give the same results, "
-            "more slowly. To compile them: pip install --no-build-isolation --force-reinstall "
-            "--no-deps mmplus (or `make setup` in a clone); MMPLUS_WITH_OPS=0 silences this.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return result
+    """Load the compiled library, once."""
+    return try_load(find_library(_HOME))
+
+
+@functools.cache
+def _warn(error: str) -> None:
+    warnings.warn(
+        f"mmplus_ops uses its plain PyTorch ops: {error}. They give the same results, more "
+        "slowly. To compile them: pip install --no-build-isolation --force-reinstall --no-deps "
+        "mmplus (or `make setup` in a clone); MMPLUS_WITH_OPS=0 silences this.",
+        RuntimeWarning,
+        stacklevel=5,
+    )
 
 
 def find_library(home: Path) -> Path | None:
