@@ -1,0 +1,1 @@
+"""Measured speed: what ``tools/benchmark.py`` does. Figures are ratios within one run."""

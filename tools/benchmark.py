@@ -1,0 +1,61 @@
+"""Measure speed; the record is JSON, the figures are comparable within one run alone."""
+
+import argparse
+import json
+import shlex
+import sys
+
+from mmdet_plus.engine.errors import run_command
+from mmdet_plus.files import write_file, write_json
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    ops = kinds.add_parser("ops", help="the operators beside what they stand on")
+    ops.add_argument(
+        "--repeats", type=int, default=5, help="rounds, of which the median counts (5)"
+    )
+    ops.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    ops.add_argument("--tables", metavar="FILE.md", help="write the tables there")
+    pipeline = kinds.add_parser("pipeline", help="drawing Shapes")
+    pipeline.add_argument("--images", type=int, default=1000, help="images to draw (1000)")
+    for kind in (ops, pipeline):
+        kind.add_argument("--out", metavar="FILE.json", help="write the record there")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    return run_command(lambda: {"ops": run_ops, "pipeline": run_pipeline}[args.kind](args))
+
+
+def run_ops(args: argparse.Namespace) -> None:
+    """Measure the operators."""
+    from mmdet_plus.benchmark.ops import markdown, ops_speed
+
+    record = ops_speed(args.repeats, args.device)
+    print(markdown(record))
+    if args.tables:
+        write_file(args.tables, markdown(record).encode())
+    report(record, args.out)
+
+
+def run_pipeline(args: argparse.Namespace) -> None:
+    """Measure what happens outside of networks."""
+    from mmdet_plus.benchmark.pipeline import shapes_speed
+
+    report(shapes_speed(args.images), args.out)
+
+
+def report(record: dict, out: str | None) -> None:
+    """Print a record, or write it where that was asked for."""
+    record = {"command": shlex.join(["python", *sys.argv]), **record}
+    if out:
+        write_json(out, record)
+    else:
+        print(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
