@@ -12,7 +12,7 @@ endif
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs clean clean-all
+.PHONY: help setup setup-docs demo test lint format docs clean clean-all
 
 help:
 	@echo "make demo       draw Shapes, train, test, write pictures and a table (DEMO_ARGS=...)"
@@ -21,15 +21,20 @@ help:
 	@echo "make lint       ruff check and ruff format --check;  make format mends"
 	@echo "make docs       HTML documentation in docs/_build/html"
 	@echo "make clean      remove what builds left;  make clean-all: the environments too"
-	@echo "Variables: STACK=mmlab (default) or onedl, PYTHON=python3, MAX_JOBS, FORCE_CUDA=0/1"
+	@echo "Variables: STACK=mmlab (default) or onedl, PYTHON=python3, MAX_JOBS, FORCE_CUDA=0/1,"
+	@echo "           TORCH_CUDA_ARCH_LIST, MMPLUS_WITH_OPS=0"
 
 setup:
 	@$(PYTHON) dev/bootstrap.py --stack $(STACK)
 
+# The tests build the documentation, so they need its tools too.
+setup-docs:
+	@$(PYTHON) dev/bootstrap.py --stack $(STACK) --docs
+
 demo: setup
 	@$(BIN)/python tools/demo.py $(DEMO_ARGS)
 
-test: lint
+test: setup-docs lint
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: setup
@@ -40,8 +45,7 @@ format: setup
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-docs:
-	@$(PYTHON) dev/bootstrap.py --stack $(STACK) --docs
+docs: setup-docs
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
@@ -50,4 +54,4 @@ clean:
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 clean-all: clean
-	rm -rf .venv .venv-onedl .venv.lock .venv-onedl.lock ops/mmplus_ops/_C*
+	rm -rf .venv .venv-onedl .venv.lock .venv-onedl.lock .venv-shared ops/mmplus_ops/_C*

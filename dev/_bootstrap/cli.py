@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from .runner import StepError, clock, failure_text
+from .stamps import only_one
 from .steps import STACKS, Setup
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,8 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     setup = Setup(ROOT, STACKS[args.stack], say=say)
     try:
-        with only_one(ROOT / f"{setup.stack.venv}.lock"):
+        with only_one(ROOT / f"{setup.stack.venv}.lock", say):
             return bring_up_to_date(setup, args.docs)
+    except OSError as error:
+        return report("lock", error)
     except KeyboardInterrupt:
         say("\nbootstrap: interrupted; finished steps are kept, run the same command to go on")
         return 130
@@ -33,39 +34,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 def bring_up_to_date(setup: Setup, docs: bool = False) -> int:
     """Do every step whose inputs changed since it was last done."""
     started = time.monotonic()
-    steps = setup.plan(docs)
     worked = False
-    for number, step in enumerate(steps, start=1):
-        if setup.stamps.is_done(step.name, step.key) and step.intact():
-            continue
-        worked = True
-        say(f"==> [{number}/{len(steps)}] {step.title}")
-        try:
+    at = "plan"
+    try:
+        steps = setup.plan(docs)
+        for number, step in enumerate(steps, start=1):
+            at = step.name
+            if setup.stamps.is_done(step.name, step.key) and step.intact():
+                continue
+            worked = True
+            say(f"==> [{number}/{len(steps)}] {step.title}")
             setup.stamps.forget(step.name)
             step.work()
             setup.stamps.set_done(step.name, step.key)
-        except StepError as error:
-            say(failure_text(step.name, error))
-            return 1
-        except (OSError, ValueError) as error:
-            advice = "Check the disk's free space and the permissions of the path named."
-            say(failure_text(step.name, StepError(str(error), advice)))
-            return 1
+    except (StepError, OSError, ValueError) as error:
+        return report(at, error)
     if worked:
         say(f"==> {setup.stack.venv} is ready ({clock(time.monotonic() - started)})")
     return 0
 
 
-@contextlib.contextmanager
-def only_one(lock: Path) -> Iterator[None]:
-    """Let one process at a time work on an environment; others wait and say so."""
-    with lock.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("bootstrap: waiting for another make that is setting up this environment")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+def report(step: str, error: Exception) -> int:
+    """Say what failed and what to do; return the exit status."""
+    if not isinstance(error, StepError):
+        advice = "Check the disk's free space and the permissions of the path named."
+        error = StepError(str(error), advice)
+    say(failure_text(step, error))
+    return 1
 
 
 def say(text: str) -> None:

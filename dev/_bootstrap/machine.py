@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import shutil
+import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from .runner import StepError
 
 JOB_BYTES = 1_500_000_000
 COMPILERS = ("c++", "g++", "clang++")
+# The same words as in setup.py and mmplus_ops.
+NO = ("0", "false", "no", "off")
 
 
 def require_venv_module() -> None:
@@ -27,6 +31,11 @@ def require_venv_module() -> None:
                 f"Install it (Debian: apt install python{major}.{minor}-venv) or use another "
                 "Python: make ... PYTHON=python3.11",
             )
+
+
+def wants_ops(environment: Mapping[str, str]) -> bool:
+    """Tell whether the ops are compiled: yes, unless MMPLUS_WITH_OPS says no in one of its ways."""
+    return environment.get("MMPLUS_WITH_OPS", "").strip().lower() not in NO
 
 
 def require_compiler(
@@ -123,3 +132,40 @@ def builds_cuda(environment: Mapping[str, str], torch_cuda: str | None, nvcc: st
             "set), or unset FORCE_CUDA.",
         )
     return possible and forced != "0"
+
+
+def cuda_architectures(
+    environment: Mapping[str, str], torch_codes: Sequence[str], nvcc_codes: Collection[str]
+) -> str:
+    """Choose the GPUs to compile for: TORCH_CUDA_ARCH_LIST, else all that torch was built for.
+
+    torch's own choice would be the GPUs that it sees. It crashes where it sees none, as on the
+    login node of a cluster, and what it builds on one node fails on a node with older GPUs.
+
+    Args:
+        environment: variables of the caller.
+        torch_codes: ``torch.cuda.get_arch_list()``, such as ``["sm_80", "sm_90", "compute_90"]``.
+        nvcc_codes: what nvcc can compile for, such as ``{"sm_80"}``; empty where that is unknown.
+
+    Returns:
+        A value for TORCH_CUDA_ARCH_LIST, such as ``"8.0;9.0+PTX"``, the newest one with code that
+        later GPUs translate; empty where torch names no architecture.
+    """
+    chosen = environment.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    if chosen:
+        return chosen
+    known = [code for code in torch_codes if code in nvcc_codes] or torch_codes
+    numbers = sorted({int(m[1]) for code in known if (m := re.fullmatch(r"sm_(\d+)", code))})
+    names = [f"{number // 10}.{number % 10}" for number in numbers]
+    return ";".join(names) + "+PTX" if names else ""
+
+
+def nvcc_codes(nvcc: str | None) -> list[str]:
+    """Ask nvcc which GPUs it compiles for (``["sm_75", "sm_80", ...]``); an old one cannot say."""
+    if nvcc is None:
+        return []
+    try:
+        answer = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True)
+    except OSError:
+        return []
+    return re.findall(r"^sm_\d+$", answer.stdout, re.MULTILINE) if answer.returncode == 0 else []

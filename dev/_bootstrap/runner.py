@@ -165,6 +165,22 @@ def read_tail(path: Path, size: int = 65536) -> str:
         return source.read().decode(errors="replace")
 
 
+def marked_line(log: Path, mark: str) -> str:
+    """Return what follows ``mark`` in a log where libraries may have written warnings around it.
+
+    Raises:
+        StepError: where the mark is not there.
+    """
+    found = re.findall(rf"{re.escape(mark)}(.*)$", log.read_text(errors="replace"), re.MULTILINE)
+    if not found:
+        raise StepError(
+            f"Python ended without its answer ('{mark.strip()} ...')",
+            "The log shows what it said instead. Run the same command again.",
+            log,
+        )
+    return found[-1].strip()
+
+
 def ninja_progress(log_tail: str) -> str:
     """Put ninja's last ``[n/m]`` as ``"n of m files compiled, p %"``; without one, ``""``."""
     marks = re.findall(r"^\s*\[(\d+)/(\d+)\]", log_tail, re.MULTILINE)

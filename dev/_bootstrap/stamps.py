@@ -1,4 +1,4 @@
-"""Which step is done, and for which inputs.
+"""Which step is done, and for which inputs; and who may work on it.
 
 A stamp is a small file in the virtual environment that holds the digest of all that its step
 depends on. It is removed before the step starts and written after it ends, so that an interrupted
@@ -7,9 +7,11 @@ step is done again.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 
@@ -19,7 +21,7 @@ def digest(files: Iterable[Path], *values: object, root: Path | None = None) -> 
     Args:
         files: inputs of a step; the order does not matter.
         values: further inputs, told apart by their ``repr``.
-        root: folder that names are taken relative to, so that a moved clone keeps its digests.
+        root: folder that names are taken relative to, so that they do not depend on its place.
     """
     total = hashlib.sha256()
     for path in sorted(files):
@@ -62,3 +64,16 @@ def write_atomically(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_text(text)
     os.replace(part, path)
+
+
+@contextlib.contextmanager
+def only_one(lock: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Let one process at a time work on what ``lock`` stands for; others wait and say so."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("bootstrap: waiting for another make that is setting up this clone")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -13,23 +13,29 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import machine, wheels
-from .runner import StepError, clean_environment, ninja_progress, run
-from .stamps import Stamps, digest
+from .runner import StepError, clean_environment, marked_line, ninja_progress, run
+from .stamps import Stamps, digest, only_one
 
-PROBE = """
+# Libraries write warnings before and after an answer, so that it needs a mark to be found.
+MARK = "bootstrap-answer: "
+
+PROBE = f"""
 import json, torch
-print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda}))
+about = {{"torch": torch.__version__, "cuda": torch.version.cuda}}
+print({MARK!r} + json.dumps(about | {{"codes": torch.cuda.get_arch_list()}}))
 """
 
-CHECK = """
+CHECK = f"""
 import cv2, mmcv, mmcv.ops, mmdet, mmengine, mmseg, torch
 import mmdet_plus, mmplus_ops, mmseg_plus
 ops = mmplus_ops.ops_info()
+found = [(m.__name__, m.__version__) for m in (torch, mmcv, mmengine, mmdet, mmseg)]
 print(
-    f"torch {torch.__version__}, mmcv {mmcv.__version__}, mmengine {mmengine.__version__}, "
-    f"mmdet {mmdet.__version__}, mmseg {mmseg.__version__}; ops "
+    {MARK!r}
+    + ", ".join(" ".join(pair) for pair in found) + "; ops "
     + ("compiled" + (" with CUDA" if ops["cuda"] else "") if ops["compiled"] else "plain")
 )
 """
@@ -76,6 +82,8 @@ class Setup:
         self.python = self.venv / "bin" / "python"
         self.state = self.venv / ".mmplus"
         self.stamps = Stamps(self.state)
+        # What the environments of both stacks share: the library in the source tree, and its lock.
+        self.shared = Stamps(root / ".venv-shared")
         self.say = say
         self.constraints = root / stack.constraints
         self.requirements = root / "requirements"
@@ -85,16 +93,17 @@ class Setup:
         base = digest([], sys.version_info[:3], os.path.realpath(sys.executable))
         torch = self._key([self.constraints], base)
         tools = self._key([self.requirements / "build.txt"], torch)
-        mmcv = self._key([], tools, *self._settings("FORCE_CUDA"))
-        lists = [self.requirements / f"{n}.txt" for n in ("runtime", self.stack.name, "tests")]
-        packages = self._key([*lists, self.requirements / "no-deps.txt"], torch)
-        sources = [self.root / "setup.py", self.root / "pyproject.toml"]
-        sources += [path for path in (self.root / "ops/csrc").rglob("*") if path.is_file()]
-        # An editable install maps the import packages that were there when it was made.
+        mmcv = self._key([], tools, *self._settings("FORCE_CUDA", "TORCH_CUDA_ARCH_LIST"))
+        packages = self._key([*self._lists(), self.requirements / "no-deps.txt"], torch)
+        # What the metadata is made of.
+        sources = [self.root / "pyproject.toml", self.requirements / "runtime.txt"]
+        sources += [self.requirements / f"{stack}.txt" for stack in STACKS]
+        # An editable install maps the import packages that were there when it was made, by absolute
+        # paths: a copied clone would import what it was copied from.
         found = [*self.root.glob("*/__init__.py"), *self.root.glob("ops/*/__init__.py")]
         imports = sorted(path.parent.name for path in found)
-        settings = self._settings("FORCE_CUDA", "MMPLUS_WITH_OPS")
-        package = self._key(sources, torch, imports, *settings)
+        ops = [machine.wants_ops(os.environ), *self._settings("FORCE_CUDA", "TORCH_CUDA_ARCH_LIST")]
+        package = self._key([*sources, *self._op_sources()], torch, imports, str(self.root), *ops)
         steps = [
             Step("venv", f"virtual environment {self.stack.venv}", base, self.make_venv),
             Step("torch", f"torch {self.pin('torch')}", torch, self.install_torch),
@@ -106,7 +115,7 @@ class Setup:
                 "mmplus with its ops",
                 package,
                 self.install_package,
-                self._library_is_there,
+                self._library_is_as_wanted,
             ),
             Step("check", "imports", digest([], mmcv, packages, package), self.check),
         ]
@@ -161,18 +170,32 @@ class Setup:
 
     def install_packages(self) -> None:
         """Install everything else that is pinned."""
-        lists = [self.requirements / f"{n}.txt" for n in ("runtime", self.stack.name, "tests")]
-        arguments = [part for path in lists for part in ("-r", path)]
+        arguments = [part for path in self._lists() for part in ("-r", path)]
         self._pip("packages", "installing packages", arguments)
         no_deps = ["--no-deps", "-r", self.requirements / "no-deps.txt"]
         self._pip("packages-no-deps", "installing packages", no_deps)
 
     def install_package(self) -> None:
-        """Install this repository as an editable package and compile its ops."""
-        env = {"MMPLUS_WITH_OPS": os.environ.get("MMPLUS_WITH_OPS", "1")}
-        if env["MMPLUS_WITH_OPS"] != "0":
-            machine.require_compiler(os.environ)
-            env |= self._compile_settings(self._builds_cuda(self._probe()))
+        """Install this repository as an editable package and compile its ops.
+
+        The library lies in the source tree and serves the environments of both stacks: one process
+        at a time works on it, and what another one has built from the same sources is taken.
+        """
+        with only_one(self.shared.folder / "lock", self.say):
+            if not machine.wants_ops(os.environ):
+                self._remove_library()
+                self._install_editable({"MMPLUS_WITH_OPS": "0"})
+            elif self._library_is_as_wanted():
+                self._install_editable({"MMPLUS_WITH_OPS": "0"})
+            else:
+                machine.require_compiler(os.environ)
+                settings = self._compile_settings(self._probe())
+                # Removed, not overwritten: programs that run from this clone have it mapped.
+                self._remove_library()
+                self._install_editable({"MMPLUS_WITH_OPS": "1"} | settings)
+                self.shared.set_done("library", self._library_key())
+
+    def _install_editable(self, env: dict[str, str]) -> None:
         command = [self.python, "-m", "pip", "install", "-v", "--no-build-isolation", "--no-deps"]
         try:
             run(
@@ -194,13 +217,40 @@ class Setup:
         """Import everything once, so that a broken library shows here and not in a traceback."""
         log = self._log("check")
         run([self.python, "-c", CHECK], what="importing the packages", log=log, cwd=self.venv)
-        self.say(f"    {log.read_text().rstrip().splitlines()[-1]}")
+        self.say(f"    {marked_line(log, MARK)}")
 
-    def _library_is_there(self) -> bool:
-        """The compiled library lies in the source tree, where a cleaning may take it."""
-        if os.environ.get("MMPLUS_WITH_OPS") == "0":
-            return True
-        return any((self.root / "ops/mmplus_ops").glob("_C*"))
+    def _library_files(self) -> list[Path]:
+        return sorted((self.root / "ops/mmplus_ops").glob("_C*"))
+
+    def _library_is_as_wanted(self) -> bool:
+        """Tell whether the source tree holds the library of its sources, or none if none is wanted.
+
+        A cleaning may have taken it, or the other stack may have built it for another torch.
+        """
+        if not machine.wants_ops(os.environ):
+            return not self._library_files()
+        return bool(self._library_files()) and self.shared.is_done("library", self._library_key())
+
+    def _remove_library(self) -> None:
+        self.shared.forget("library")
+        for path in self._library_files():
+            path.unlink()
+
+    def _library_key(self) -> str:
+        # The folder's name has the local part of the version, which tells CUDA builds apart.
+        torch = [
+            path.name for path in self.venv.glob("lib/python*/site-packages/torch-*.dist-info")
+        ]
+        settings = self._settings("FORCE_CUDA", "TORCH_CUDA_ARCH_LIST")
+        return self._key(self._op_sources(), sorted(torch), *settings)
+
+    def _op_sources(self) -> list[Path]:
+        sources = [path for path in (self.root / "ops/csrc").rglob("*") if path.is_file()]
+        return [self.root / "setup.py", *sources]
+
+    def _lists(self) -> list[Path]:
+        names = ("runtime", self.stack.name, "tests", f"tests-{self.stack.name}")
+        return [self.requirements / f"{name}.txt" for name in names]
 
     def _key(self, files: list[Path], *values: object) -> str:
         return digest(files, *values, root=self.root)
@@ -233,33 +283,34 @@ class Setup:
             return False
         return answer.stdout.split() == [str(part) for part in sys.version_info[:2]]
 
-    def _probe(self) -> dict[str, str | None]:
+    def _probe(self) -> dict[str, Any]:
+        """Ask the installed torch for its version, its CUDA version and its GPU architectures."""
         log = self._log("torch-probe")
         run([self.python, "-c", PROBE], what="importing torch", log=log)
-        return json.loads(log.read_text().rstrip().splitlines()[-1])
+        return json.loads(marked_line(log, MARK))
 
     @staticmethod
-    def _builds_cuda(torch: dict[str, str | None]) -> bool:
-        return machine.builds_cuda(os.environ, torch["cuda"], machine.find_nvcc(os.environ))
-
-    @staticmethod
-    def _compile_settings(with_cuda: bool) -> dict[str, str]:
+    def _compile_settings(torch: dict[str, Any]) -> dict[str, str]:
+        """Environment variables for a compilation against the probed torch."""
         jobs = machine.compile_jobs(os.environ, machine.usable_cores(), machine.usable_memory())
-        settings = {"MAX_JOBS": str(jobs), "FORCE_CUDA": "1" if with_cuda else "0"}
-        if not with_cuda:
+        nvcc = machine.find_nvcc(os.environ)
+        if not machine.builds_cuda(os.environ, torch["cuda"], nvcc):
             # mmcv builds CUDA kernels wherever it sees a GPU, even without a CUDA compiler.
-            settings["CUDA_VISIBLE_DEVICES"] = ""
-        return settings
+            return {"MAX_JOBS": str(jobs), "FORCE_CUDA": "0", "CUDA_VISIBLE_DEVICES": ""}
+        settings = {"MAX_JOBS": str(jobs), "FORCE_CUDA": "1"}
+        codes = machine.nvcc_codes(nvcc)
+        architectures = machine.cuda_architectures(os.environ, torch["codes"], codes)
+        return settings | ({"TORCH_CUDA_ARCH_LIST": architectures} if architectures else {})
 
     def _mmcv_wheel(self) -> Path:
         torch = self._probe()
-        with_cuda = self._builds_cuda(torch)
+        settings = self._compile_settings(torch)
         key = wheels.cache_key(
             python=f"{platform.python_implementation()[0].lower()}p"
             + "".join(map(str, sys.version_info[:2])),
-            torch=str(torch["torch"]),
-            cuda=torch["cuda"],
-            with_cuda=with_cuda,
+            torch=torch["torch"],
+            cuda=torch["cuda"] if settings["FORCE_CUDA"] == "1" else None,
+            architectures=settings.get("TORCH_CUDA_ARCH_LIST", ""),
             platform=sysconfig.get_platform(),
         )
         folder = wheels.cache_folder(os.environ, Path.home()) / key
@@ -272,15 +323,18 @@ class Setup:
                 return cached
             self.say(f"    the cached wheel is not used, {fault}: built anew ({cached})")
             wheels.drop_wheel(cached)
-        return self._build_mmcv(name, version, folder, with_cuda)
+        return self._build_mmcv(name, version, folder, settings)
 
-    def _build_mmcv(self, name: str, version: str, folder: Path, with_cuda: bool) -> Path:
+    def _build_mmcv(self, name: str, version: str, folder: Path, settings: dict[str, str]) -> Path:
         machine.require_compiler(os.environ)
         machine.require_python_headers()
-        env = {"MMCV_WITH_OPS": "1"} | self._compile_settings(with_cuda)
+        env = {"MMCV_WITH_OPS": "1"} | settings
+        kind = "CPU ops"
+        if settings["FORCE_CUDA"] == "1":
+            kind = f"CUDA ops for {settings.get('TORCH_CUDA_ARCH_LIST', 'the GPUs here')}"
         self.say(
-            f"    compiling {name} {version} ({'CUDA' if with_cuda else 'CPU'} ops, "
-            f"{env['MAX_JOBS']} at a time): some minutes, once a machine"
+            f"    compiling {name} {version} ({kind}, {env['MAX_JOBS']} at a time): "
+            "some minutes, once a machine"
         )
         self.state.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="wheel-", dir=self.state) as output:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -21,17 +22,21 @@ def cache_folder(environment: Mapping[str, str], home: Path) -> Path:
     return base / "mmplus" / "wheels"
 
 
-def cache_key(*, python: str, torch: str, cuda: str | None, with_cuda: bool, platform: str) -> str:
+def cache_key(
+    *, python: str, torch: str, cuda: str | None, architectures: str, platform: str
+) -> str:
     """Name the folder for one combination of binary interfaces.
 
     Args:
         python: implementation and version, such as ``"cp311"``.
         torch: full version, local part included (``"2.13.0+cpu"``).
-        cuda: CUDA version torch was built with, or None.
-        with_cuda: whether CUDA kernels are compiled.
+        cuda: CUDA version that CUDA kernels are compiled with, or None where none are.
+        architectures: GPUs that they are compiled for, such as ``"8.0;9.0+PTX"``.
         platform: such as ``"linux-x86_64"``.
     """
-    device = f"cuda{cuda}" if with_cuda else "cpu"
+    device = "cpu"
+    if cuda is not None:
+        device = f"cuda{cuda}-" + (re.sub(r"[^\w.+]+", "_", architectures) or "any")
     return "-".join([python, f"torch{torch}", device, platform.replace("-", "_")])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import bootstrap
 import pytest
 from _bootstrap import machine, runner
 from _bootstrap.runner import StepError
+
+from mmplus_ops import _library
 
 
 @pytest.mark.parametrize("version", [(3, 10), (3, 11), (3, 12), (3, 12, 9)])
@@ -125,6 +128,81 @@ def test_forced_cuda_names_what_is_missing(torch_cuda, nvcc, missing):
     assert "Install" in caught.value.advice
 
 
+TORCH_CODES = ["sm_75", "sm_120", "sm_80", "sm_90", "sm_90a", "compute_120"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "torch_codes", "nvcc_codes", "expected"),
+    [
+        ("", TORCH_CODES, [], "7.5;8.0;9.0;12.0+PTX"),
+        ("", TORCH_CODES, ["sm_80", "sm_90", "sm_99"], "8.0;9.0+PTX"),
+        ("", TORCH_CODES, ["sm_20"], "7.5;8.0;9.0;12.0+PTX"),
+        ("", [], ["sm_80"], ""),
+        (" 8.6 ", TORCH_CODES, ["sm_80"], "8.6"),
+    ],
+)
+def test_gpus_to_compile_for(chosen, torch_codes, nvcc_codes, expected):
+    environment = {"TORCH_CUDA_ARCH_LIST": chosen}
+    assert machine.cuda_architectures(environment, torch_codes, nvcc_codes) == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "codes"),
+    [("echo sm_75; echo sm_90; echo sm_90a", ["sm_75", "sm_90"]), ("echo sm_75; exit 1", [])],
+)
+def test_nvcc_is_asked_what_it_can_compile_for(tmp_path, script, codes):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f'#!/bin/sh\n[ "$1" = --list-gpu-code ] || exit 2\n{script}\n')
+    nvcc.chmod(0o755)
+    assert machine.nvcc_codes(str(nvcc)) == codes
+    assert machine.nvcc_codes(None) == []
+    assert machine.nvcc_codes(str(tmp_path / "absent")) == []
+
+
+@pytest.fixture(scope="module")
+def setup_script(repo_root):
+    spec = importlib.util.spec_from_file_location("setup_script", repo_root / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_setup_script_chooses_gpus_as_the_bootstrap_does(setup_script):
+    expected = machine.cuda_architectures({}, TORCH_CODES, [])
+    assert setup_script.all_architectures(TORCH_CODES) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [(value, False) for value in ("0", "false", "Off", " no ")]
+    + [(value, True) for value in ("", "1", "true", "on", "2")],
+)
+def test_bootstrap_setup_script_and_package_read_the_same_words(
+    monkeypatch, setup_script, value, wanted
+):
+    monkeypatch.setenv("MMPLUS_WITH_OPS", value)
+    assert machine.wants_ops(os.environ) is wanted
+    assert (setup_script.wants_ops() != "no") is wanted
+    assert _library._switched_off() is not wanted
+
+
+def test_answer_is_found_among_warnings(tmp_path):
+    log = tmp_path / "x.log"
+    script = "print('before'); print('mark: {1}'); print('after')"
+    runner.run([sys.executable, "-c", script], what="asking", log=log)
+    assert runner.marked_line(log, "mark: ") == "{1}"
+
+
+def test_missing_answer_shows_the_log(tmp_path):
+    log = tmp_path / "x.log"
+    runner.run([sys.executable, "-c", "print('killed by a plugin')"], what="asking", log=log)
+    with pytest.raises(StepError) as caught:
+        runner.marked_line(log, "mark: ")
+    text = runner.failure_text("mmcv", caught.value)
+    assert "killed by a plugin" in text
+    assert "free space" not in text
+
+
 @pytest.mark.parametrize(
     ("log", "advice"),
     [
@@ -212,10 +290,14 @@ def test_make_uses_the_environment_of_the_stack(repo_root, stack, venv, target):
         text=True,
         check=True,
     ).stdout
-    setup, *jobs = shown.strip().splitlines()
-    assert f"dev/bootstrap.py --stack {stack}" in setup
+    lines = shown.strip().splitlines()
+    setups = [line for line in lines if f"dev/bootstrap.py --stack {stack}" in line]
+    jobs = lines[len(setups) :]
+    assert lines[: len(setups)] == setups != []
     assert all(job.startswith((venv, "echo")) for job in jobs), jobs
     assert jobs
+    # A test builds the documentation; without its tools it would be skipped.
+    assert setups[0].endswith("--docs") is (target in ("test", "docs"))
 
 
 def test_unknown_stack_is_refused(repo_root):

@@ -1,23 +1,27 @@
-"""Stamps, the order of steps, and the wheel cache."""
+"""Stamps, the order of steps, the library of the ops, and the wheel cache."""
 
 from __future__ import annotations
 
 import shutil
+import sys
+import threading
 import zipfile
 from pathlib import Path
 
 import pytest
-from _bootstrap import wheels
+import torch
+from _bootstrap import machine, wheels
 from _bootstrap.cli import bring_up_to_date
 from _bootstrap.runner import StepError
-from _bootstrap.stamps import Stamps, digest
+from _bootstrap.stamps import Stamps, digest, only_one
 from _bootstrap.steps import STACKS, Setup, Step
+from packaging.requirements import Requirement
 
 KEY = {
     "python": "cp311",
     "torch": "2.13.0+cpu",
     "cuda": None,
-    "with_cuda": False,
+    "architectures": "",
     "platform": "linux-x86_64",
 }
 
@@ -37,7 +41,7 @@ def test_digest_follows_contents_names_and_values(tmp_path):
     assert digest([one, two], root=tmp_path) != digest([one], root=tmp_path)
 
 
-def test_digest_survives_a_move(tmp_path):
+def test_digest_names_files_relative_to_the_root(tmp_path):
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("same")
@@ -67,10 +71,13 @@ class FakeSetup:
         self.stamps = Stamps(folder)
         self.done: list[str] = []
         self.failing: BaseException | None = None
+        self.plan_fault: Exception | None = None
         self.lost: set[str] = set()
         self.keys = {"first": "1", "second": "1"}
 
     def plan(self, docs: bool = False) -> list[Step]:
+        if self.plan_fault:
+            raise self.plan_fault
         return [
             Step(n, n, self.keys[n], lambda n=n: self._work(n), lambda n=n: n not in self.lost)
             for n in ("first", "second")
@@ -107,6 +114,24 @@ def test_failed_step_says_what_to_do_and_is_redone(tmp_path, capsys):
     assert setup.done == ["first", "second"]
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        StepError("constraints-mmlab.txt pins no mmcv", "Add a line to it."),
+        FileNotFoundError(2, "No such file", "constraints-mmlab.txt"),
+    ],
+)
+def test_fault_of_the_plan_is_a_message(tmp_path, capsys, fault):
+    setup = FakeSetup(tmp_path)
+    setup.plan_fault = fault
+    assert bring_up_to_date(setup) == 1
+    shown = capsys.readouterr().out
+    assert "step 'plan' failed: " in shown
+    assert "constraints-mmlab.txt" in shown
+    assert "what to do: " in shown
+    assert setup.done == []
+
+
 def test_interrupted_step_is_redone(tmp_path):
     setup = FakeSetup(tmp_path)
     assert bring_up_to_date(setup) == 0
@@ -141,30 +166,207 @@ def clone(tmp_path, repo_root) -> Path:
 @pytest.mark.parametrize(
     ("changed", "redone"),
     [
+        ("requirements/runtime.txt", {"packages", "package", "check"}),
+        ("requirements/mmlab.txt", {"packages", "package", "check"}),
         ("requirements/tests.txt", {"packages", "check"}),
+        ("requirements/tests-mmlab.txt", {"packages", "check"}),
+        ("requirements/tests-onedl.txt", set()),
         ("requirements/docs.txt", {"docs"}),
         ("requirements/build.txt", {"build-tools", "mmcv", "check"}),
         ("ops/csrc/library.cpp", {"package", "check"}),
         ("ops/csrc/cpu/new_kernel.cpp", {"package", "check"}),
         ("setup.py", {"package", "check"}),
+        ("pyproject.toml", {"package", "check"}),
         ("mmnew_plus/__init__.py", {"package", "check"}),
         (
             "requirements/constraints-mmlab.txt",
             {"torch", "build-tools", "mmcv", "packages", "package", "check", "docs"},
         ),
         ("requirements/constraints-onedl.txt", set()),
-        ("requirements/onedl.txt", set()),
+        # An extra of the installed package.
+        ("requirements/onedl.txt", {"package", "check"}),
     ],
 )
 def test_a_change_redoes_what_depends_on_it(clone, changed, redone):
-    setup = Setup(clone, STACKS["mmlab"])
-    before = {step.name: step.key for step in setup.plan(docs=True)}
+    before = keys(clone)
     path = clone / changed
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as target:
         target.write("\n# changed\n")
-    after = {step.name: step.key for step in setup.plan(docs=True)}
+    after = keys(clone)
     assert {name for name in before if before[name] != after[name]} == redone
+
+
+def keys(clone: Path) -> dict[str, str]:
+    return {step.name: step.key for step in Setup(clone, STACKS["mmlab"]).plan(docs=True)}
+
+
+def test_moved_clone_installs_its_own_modules(clone, tmp_path_factory):
+    before = keys(clone)
+    after = keys(clone.rename(tmp_path_factory.mktemp("elsewhere") / "clone"))
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"package", "check"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "redone"),
+    [
+        ("TORCH_CUDA_ARCH_LIST", "9.0", {"mmcv", "package", "check"}),
+        ("FORCE_CUDA", "0", {"mmcv", "package", "check"}),
+        ("MMPLUS_WITH_OPS", "0", {"package", "check"}),
+        ("MMPLUS_WITH_OPS", "Off", {"package", "check"}),
+        ("MMPLUS_WITH_OPS", "1", set()),
+        ("MMPLUS_WITH_OPS", "yes", set()),
+    ],
+)
+def test_settings_redo_what_they_change(clone, monkeypatch, variable, value, redone):
+    for name in ("TORCH_CUDA_ARCH_LIST", "FORCE_CUDA", "MMPLUS_WITH_OPS"):
+        monkeypatch.delenv(name, raising=False)
+    before = keys(clone)
+    monkeypatch.setenv(variable, value)
+    after = keys(clone)
+    assert {name for name in before if before[name] != after[name]} == redone
+
+
+class TreeSetup(Setup):
+    """A Setup whose compilation only writes down what it was asked for."""
+
+    def __init__(self, clone: Path, stack: str, torch_version: str) -> None:
+        super().__init__(clone, STACKS[stack], say=lambda text: None)
+        self.installs: list[str] = []
+        folder = self.venv / "lib/python3.11/site-packages" / f"torch-{torch_version}.dist-info"
+        folder.mkdir(parents=True)
+
+    @property
+    def library(self) -> Path:
+        return self.root / "ops/mmplus_ops/_C.abi3.so"
+
+    def _probe(self):
+        return {"torch": "2.13.0+cpu", "cuda": None, "codes": []}
+
+    def _install_editable(self, env):
+        self.installs.append(env["MMPLUS_WITH_OPS"])
+        if env["MMPLUS_WITH_OPS"] == "1":
+            assert not self.library.exists()
+            self.library.parent.mkdir(parents=True, exist_ok=True)
+            self.library.write_text(f"built for {self.stack.name}")
+
+
+@pytest.fixture
+def with_compiler(monkeypatch):
+    monkeypatch.setattr(machine, "require_compiler", lambda environment: "c++")
+    for name in ("TORCH_CUDA_ARCH_LIST", "FORCE_CUDA", "MMPLUS_WITH_OPS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("with_compiler")
+def test_library_is_compiled_once_for_both_stacks(clone):
+    first, second = (TreeSetup(clone, stack, "2.13.0+cpu") for stack in ("mmlab", "onedl"))
+    assert not first._library_is_as_wanted()
+    first.install_package()
+    assert first._library_is_as_wanted()
+    assert second._library_is_as_wanted()
+    second.install_package()
+    assert (first.installs, second.installs) == (["1"], ["0"])
+    assert first.library.read_text() == "built for mmlab"
+
+
+@pytest.mark.usefixtures("with_compiler")
+def test_library_for_another_torch_is_compiled_anew(clone):
+    first, second = TreeSetup(clone, "mmlab", "2.13.0+cpu"), TreeSetup(clone, "onedl", "2.13.0")
+    first.install_package()
+    assert not second._library_is_as_wanted()
+    second.install_package()
+    assert second.installs == ["1"]
+    assert second._library_is_as_wanted()
+    assert not first._library_is_as_wanted()
+
+
+@pytest.mark.usefixtures("with_compiler")
+def test_library_of_other_sources_is_compiled_anew(clone):
+    first, second = (TreeSetup(clone, stack, "2.13.0+cpu") for stack in ("mmlab", "onedl"))
+    source = clone / "ops/csrc/library.cpp"
+    original = source.read_text()
+    first.install_package()
+    source.write_text("// changed\n")
+    second.install_package()
+    assert second.installs == ["1"]
+    source.write_text(original)
+    assert not first._library_is_as_wanted()
+
+
+@pytest.mark.usefixtures("with_compiler")
+@pytest.mark.parametrize("no", ["0", "false", "OFF", "no"])
+def test_refused_ops_need_no_compiler_and_leave_no_library(clone, monkeypatch, no):
+    setup = TreeSetup(clone, "mmlab", "2.13.0+cpu")
+    setup.install_package()
+    monkeypatch.setenv("MMPLUS_WITH_OPS", no)
+    monkeypatch.setattr(machine, "require_compiler", lambda environment: pytest.fail("asked for"))
+    assert not setup._library_is_as_wanted()
+    setup.install_package()
+    assert setup.installs == ["1", "0"]
+    assert not setup.library.exists()
+    assert setup._library_is_as_wanted()
+    monkeypatch.delenv("MMPLUS_WITH_OPS")
+    assert not setup._library_is_as_wanted()
+
+
+@pytest.mark.usefixtures("with_compiler")
+def test_failed_compilation_leaves_no_record(clone, repo_root, monkeypatch):
+    setup = TreeSetup(clone, "mmlab", "2.13.0+cpu")
+    setup.install_package()
+    (clone / "ops/csrc/library.cpp").write_text("// changed\n")
+
+    def fail(env):
+        setup.library.write_text("half-written")
+        raise StepError("it broke", "mend it")
+
+    monkeypatch.setattr(setup, "_install_editable", fail)
+    with pytest.raises(StepError):
+        setup.install_package()
+    assert not setup._library_is_as_wanted()
+    shutil.copy(repo_root / "ops/csrc/library.cpp", clone / "ops/csrc/library.cpp")
+    assert not setup._library_is_as_wanted()
+
+
+@pytest.mark.usefixtures("with_compiler")
+def test_stacks_take_turns_in_the_source_tree(clone):
+    setup = TreeSetup(clone, "onedl", "2.13.0+cpu")
+    said = threading.Event()
+    setup.say = lambda text: said.set() if "waiting for another make" in text else None
+    other = threading.Thread(target=setup.install_package)
+    # What the other stack's set-up holds while it installs.
+    with only_one(Setup(clone, STACKS["mmlab"]).shared.folder / "lock", print):
+        other.start()
+        assert said.wait(20)
+        assert setup.installs == []
+    other.join(20)
+    assert setup.installs == ["1"]
+
+
+def test_probe_reads_the_installed_torch(clone, monkeypatch):
+    setup = Setup(clone, STACKS["mmlab"])
+    setup.python = Path(sys.executable)
+    answer = setup._probe()
+    assert answer["torch"] == torch.__version__
+    assert answer["cuda"] == torch.version.cuda
+    assert answer["codes"] == torch.cuda.get_arch_list()
+
+
+def test_cuda_is_compiled_for_all_of_torchs_gpus(clone, monkeypatch):
+    for name in ("TORCH_CUDA_ARCH_LIST", "FORCE_CUDA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(machine, "find_nvcc", lambda environment: "/bin/nvcc")
+    monkeypatch.setattr(machine, "nvcc_codes", lambda nvcc: ["sm_80", "sm_90"])
+    found = {"torch": "2.13.0", "cuda": "13.0", "codes": ["sm_80", "sm_90", "sm_120"]}
+    settings = Setup._compile_settings(found)
+    assert settings["FORCE_CUDA"] == "1"
+    assert settings["TORCH_CUDA_ARCH_LIST"] == "8.0;9.0+PTX"
+    assert "CUDA_VISIBLE_DEVICES" not in settings
+    settings = Setup._compile_settings(found | {"cuda": None, "codes": []})
+    assert settings["FORCE_CUDA"] == "0"
+    assert settings["CUDA_VISIBLE_DEVICES"] == ""
+    assert "TORCH_CUDA_ARCH_LIST" not in settings
 
 
 def test_missing_pin_names_the_file(clone):
@@ -176,12 +378,11 @@ def test_missing_pin_names_the_file(clone):
 @pytest.mark.parametrize("stack", sorted(STACKS))
 def test_every_requirement_is_pinned(repo_root, stack):
     setup = Setup(repo_root, STACKS[stack])
-    for name in ("build", "runtime", stack, "tests", "docs", "no-deps"):
+    for name in ("build", "runtime", stack, "tests", f"tests-{stack}", "docs", "no-deps"):
         for line in (repo_root / f"requirements/{name}.txt").read_text().splitlines():
-            requirement = line.split("#")[0].strip()
-            if requirement:
-                package = requirement.split(">")[0].split("=")[0]
-                assert setup.pin(package), package
+            if line.split("#")[0].strip():
+                requirement = Requirement(line)
+                assert requirement.specifier.contains(setup.pin(requirement.name)), line
 
 
 @pytest.mark.parametrize(
@@ -197,13 +398,22 @@ def test_cache_key_tells_binary_interfaces_apart(name, value):
     assert wheels.cache_key(**KEY) != wheels.cache_key(**KEY | {name: value})
 
 
-def test_cache_key_tells_cuda_versions_apart():
+def test_cache_key_tells_cuda_versions_and_gpus_apart():
     built = [
-        wheels.cache_key(**KEY | {"cuda": cuda, "with_cuda": with_cuda})
-        for cuda, with_cuda in ((None, False), ("12.8", True), ("13.0", True))
+        wheels.cache_key(**KEY | {"cuda": cuda, "architectures": architectures})
+        for cuda, architectures in (
+            (None, ""),
+            ("12.8", "8.0"),
+            ("13.0", "8.0"),
+            ("13.0", "9.0"),
+            ("13.0", "9.0+PTX"),
+            ("13.0", "8.0;9.0+PTX"),
+            ("13.0", ""),
+        )
     ]
-    assert len(set(built)) == 3
-    assert all("/" not in key for key in built)
+    assert len(set(built)) == len(built)
+    assert not [key for key in built if set(key) & set("/; ")]
+    assert built[0] == "cp311-torch2.13.0+cpu-cpu-linux_x86_64"
 
 
 def test_cache_folder_follows_xdg():
@@ -258,17 +468,18 @@ def test_damaged_wheel_is_noticed_and_built_anew(tmp_path, clone, monkeypatch, d
     monkeypatch.delenv("FORCE_CUDA", raising=False)
     messages: list[str] = []
     setup = Setup(clone, STACKS["mmlab"], say=messages.append)
-    monkeypatch.setattr(setup, "_probe", lambda: {"torch": "2.13.0+cpu", "cuda": None})
+    found = {"torch": "2.13.0+cpu", "cuda": None, "codes": []}
+    monkeypatch.setattr(setup, "_probe", lambda: found)
     builds: list[str] = []
 
-    def build(name, version, folder, with_cuda):
-        builds.append(f"{name} {version} {with_cuda}")
+    def build(name, version, folder, settings):
+        builds.append(f"{name} {version} {settings['FORCE_CUDA']}")
         return wheels.store_wheel(make_wheel(tmp_path / "built"), folder)
 
     monkeypatch.setattr(setup, "_build_mmcv", build)
     wheel = setup._mmcv_wheel()
     assert setup._mmcv_wheel() == wheel
-    assert builds == ["mmcv 2.1.0 False"]
+    assert builds == ["mmcv 2.1.0 0"]
     assert "from the cache" in messages[-1]
 
     damage(wheel)

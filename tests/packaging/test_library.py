@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -101,8 +103,6 @@ def test_damaged_library(tmp_path):
 
 
 def test_newest_library_is_taken(tmp_path):
-    import os
-
     old = library_file(tmp_path, "1.0", "_C.cpython-310-x86_64-linux-gnu.so")
     new = library_file(tmp_path, "2.0", "_C.abi3.so")
     (tmp_path / "_C.txt").write_text("no library")
@@ -111,11 +111,22 @@ def test_newest_library_is_taken(tmp_path):
     assert _library.find_library(tmp_path / "absent") is None
 
 
-def test_import_alone_loads_and_warns_nothing():
-    script = (
-        "import warnings; warnings.simplefilter('error')\n"
-        "import mmplus_ops, torch\n"
-        "from mmplus_ops import _library\n"
-        "assert _library.load_library.cache_info().currsize == 0\n"
+def test_only_use_warns_and_only_once(tmp_path):
+    package = shutil.copytree(
+        _library._HOME, tmp_path / "mmplus_ops", ignore=shutil.ignore_patterns("_C*", "__pycache__")
     )
-    subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", script], check=True)
+    script = (
+        "import warnings; warnings.simplefilter('error', RuntimeWarning)\n"
+        "import mmplus_ops, torch\n"
+        f"assert mmplus_ops.__file__.startswith({str(package)!r})\n"
+        "masks = torch.ones(1, 2, 3, dtype=torch.bool)\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    for _ in range(2):\n"
+        "        assert int(mmplus_ops.mask_intersections(masks)) == 6\n"
+        "[warning] = [w for w in caught if 'mmplus_ops uses its plain' in str(w.message)]\n"
+        "assert 'no compiled library is installed' in str(warning.message)\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "MMPLUS_WITH_OPS"}
+    environment["PYTHONPATH"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import email
 import functools
 import http.server
 import os
@@ -11,10 +13,14 @@ import sys
 import tarfile
 import threading
 import zipfile
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 pytest.importorskip("setuptools")
 
@@ -128,14 +134,79 @@ def test_wheel_satisfies_both_ways_of_finding_resources(plain_wheel):
     assert not any(name.endswith("entry_points.txt") for name in names_in(plain_wheel))
 
 
+def is_installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+STACK = "onedl" if is_installed("onedl-mmengine") else "mmlab"
+MIM = {"mmlab": "openmim", "onedl": "onedl-mim"}[STACK]
+
+
+def requirements_of(wheel: Path, extra: str = "") -> list[Requirement]:
+    """What pip would install with the wheel, and what its extra adds where one is named."""
+    message = email.message_from_string(read_metadata(wheel, "METADATA"))
+    found = [Requirement(line) for line in message.get_all("Requires-Dist")]
+    return [r for r in found if r.marker is None or r.marker.evaluate({"extra": extra})]
+
+
 def test_wheel_forces_no_openmmlab_distribution(plain_wheel):
-    required = [
-        line
-        for line in read_metadata(plain_wheel, "METADATA").splitlines()
-        if line.startswith("Requires-Dist:") and "extra ==" not in line
-    ]
-    assert any("torch" in line for line in required)
-    assert not [line for line in required if "mm" in line.split(":")[1].split(">")[0]]
+    names = {requirement.name for requirement in requirements_of(plain_wheel)}
+    assert "torch" in names
+    assert not [name for name in names if "mm" in name]
+
+
+@pytest.mark.parametrize("extra", ["mmlab", "onedl"])
+def test_extras_name_a_whole_stack(plain_wheel, extra):
+    base = {requirement.name for requirement in requirements_of(plain_wheel)}
+    names = {requirement.name for requirement in requirements_of(plain_wheel, extra)} - base
+    prefix = {"mmlab": "", "onedl": "onedl-"}[extra]
+    detection = {"mmlab": "mmdet", "onedl": "onedl-mmdetection"}[extra]
+    stack = {f"{prefix}{name}" for name in ("mmcv", "mmengine", "mmsegmentation")} | {detection}
+    assert stack <= names
+    assert not [name for name in names - stack if "mm" in name]
+
+
+def test_extra_keeps_the_pkg_resources_that_mmengine_imports(plain_wheel):
+    # torch asks for setuptools as well, and for no upper bound.
+    (bound,) = (r for r in requirements_of(plain_wheel, "mmlab") if r.name == "setuptools")
+    assert bound.specifier.contains("81.0.0")
+    assert not bound.specifier.contains("82.0.0")
+
+
+def imports_of(sources: dict[str, str]) -> dict[str, str]:
+    """Map the top-level modules that sources import to the name of a source that does."""
+    found = {}
+    for path, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            else:
+                continue
+            found |= {name.split(".")[0]: path for name in names}
+    return found
+
+
+def test_wheel_asks_for_what_it_imports_and_for_nothing_else(plain_wheel):
+    with zipfile.ZipFile(plain_wheel) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".py")]
+        imported = imports_of({name: archive.read(name).decode() for name in names})
+    ours = {"mmdet_plus", "mmseg_plus", "mmplus_ops"}
+    outside = {k: v for k, v in imported.items() if k not in sys.stdlib_module_names | ours}
+    providers = {
+        module: {canonicalize_name(name) for name in names}
+        for module, names in metadata.packages_distributions().items()
+    }
+    declared = {canonicalize_name(r.name) for r in requirements_of(plain_wheel, STACK)}
+    undeclared = {k: v for k, v in outside.items() if not providers.get(k, set()) & declared}
+    assert undeclared == {}
+    used = set().union(*(providers[module] for module in outside))
+    assert {canonicalize_name(r.name) for r in requirements_of(plain_wheel)} - used == set()
 
 
 def test_bare_config_names_are_unique(plain_wheel):
@@ -216,34 +287,72 @@ def test_forced_cuda_without_cuda_torch(plain_source, tmp_path):
     assert "Install a CUDA build of torch" in done.stdout
 
 
-def install(wheel: Path, site: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
-    subprocess.run([*command, "--target", str(site), str(wheel)], check=True)
-    return site
+def closure(requirements: Iterable[Requirement]) -> set[str]:
+    """Names of all distributions that pip would install for the requirements.
+
+    Fails where this environment, which has passed the tests, is not one that pip could have made.
+    """
+    names: set[str] = set()
+    waiting = list(requirements)
+    while waiting:
+        requirement = waiting.pop()
+        installed = metadata.distribution(requirement.name)
+        if canonicalize_name(requirement.name) in names:
+            continue
+        names.add(canonicalize_name(requirement.name))
+        found = [Requirement(line) for line in installed.requires or ()]
+        extras = requirement.extras or {""}
+        waiting += [
+            r
+            for r in found
+            if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in extras)
+        ]
+    return names
+
+
+def show(name: str, site: Path) -> None:
+    """Link a distribution of this environment into another one's folder of packages."""
+    distribution = metadata.distribution(name)
+    tops = {path.parts[0] for path in distribution.files} - {"..", "__pycache__"}
+    for top in tops:
+        if not (site / top).exists():
+            (site / top).symlink_to(distribution.locate_file(top))
 
 
 class Installed:
-    """A wheel installed in a folder of its own, before the editable install on Python's path."""
+    """A virtual environment with a wheel and what it asks for; nothing else can be imported."""
 
-    def __init__(self, site: Path, home: Path) -> None:
-        self.site = site
-        self.home = home
-        self.resources = site / "mmdet_plus" / ".mim"
+    def __init__(self, folder: Path, wheel: Path, *others: str) -> None:
+        self.home = folder / "home"
+        self.home.mkdir(parents=True)
+        venv = folder / "venv"
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+        self.bin = venv / ("Scripts" if sys.platform == "win32" else "bin")
+        (self.site,) = venv.glob("[Ll]ib/**/site-packages")
+        self.resources = self.site / "mmdet_plus" / ".mim"
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
+        subprocess.run([*command, "--target", str(self.site), str(wheel)], check=True)
+        wanted = requirements_of(wheel, STACK) + [Requirement(name) for name in others]
+        for requirement in wanted:
+            version = metadata.version(requirement.name)
+            assert requirement.specifier.contains(version, prereleases=True), (requirement, version)
+        for name in closure(wanted):
+            show(name, self.site)
 
-    def run(self, *arguments: str, check: bool = True, **env: str) -> str:
-        """Run this Python in a folder outside the repository; return all that it prints."""
+    def run(self, *arguments: str, **env: str) -> str:
+        """Run Python in a folder outside the repository; return all that it prints."""
+        kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        path = f"{self.bin}{os.pathsep}{kept['PATH']}"
         done = subprocess.run(
-            [sys.executable, *arguments],
+            [str(self.bin / "python"), *arguments],
             cwd=self.home,
-            env=os.environ
-            | {"PYTHONPATH": str(self.site), "OMP_NUM_THREADS": "1", "MMPLUS_WITH_OPS": ""}
-            | env,
+            env=kept | {"PATH": path, "OMP_NUM_THREADS": "1", "MMPLUS_WITH_OPS": ""} | env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             stdin=subprocess.DEVNULL,
         )
-        assert done.returncode == 0 or not check, done.stdout
+        assert done.returncode == 0, done.stdout
         return done.stdout
 
     def mim(self, *arguments: str) -> str:
@@ -252,18 +361,56 @@ class Installed:
 
 @pytest.fixture(scope="session")
 def installed(plain_wheel, tmp_path_factory) -> Installed:
-    folder = tmp_path_factory.mktemp("installed")
-    (folder / "home").mkdir()
-    return Installed(install(plain_wheel, folder / "site"), folder / "home")
+    return Installed(tmp_path_factory.mktemp("installed"), plain_wheel)
+
+
+@pytest.fixture(scope="session")
+def with_mim(plain_wheel, tmp_path_factory) -> Installed:
+    if not is_installed(MIM):
+        pytest.skip(f"needs {MIM}")
+    return Installed(tmp_path_factory.mktemp("with_mim"), plain_wheel, MIM)
+
+
+def test_environment_has_nothing_that_was_not_asked_for(installed):
+    modules = ["pytest", "ruff", "hypothesis", "faster_coco_eval", "panopticapi", "mim"]
+    script = f"import importlib.util as u; print([m for m in {modules} if u.find_spec(m)])"
+    assert installed.run("-c", script).strip() == "[]"
+
+
+def test_every_module_can_be_imported_from_the_wheel(installed):
+    shown = installed.run(
+        "-c",
+        "import importlib, importlib.metadata as d, pkgutil\n"
+        "import mmdet.models, mmseg.models\n"
+        "for name in ('mmplus_ops', 'mmseg_plus', 'mmdet_plus'):\n"
+        "    package = importlib.import_module(name)\n"
+        "    for found in pkgutil.walk_packages(package.__path__, name + '.'):\n"
+        "        importlib.import_module(found.name)\n"
+        "    print('file', package.__file__)\n"
+        "print('version', d.version('mmplus'))",
+    )
+    lines = shown.strip().splitlines()
+    files = [line.removeprefix("file ") for line in lines if line.startswith("file ")]
+    assert len(files) == 3
+    assert all(Path(file).is_relative_to(installed.site) for file in files)
+    assert lines[-1] == f"version {metadata.version('mmplus')}"
+
+
+def test_configs_of_the_wheel_are_found_and_read(installed):
+    shown = installed.run(
+        "-c",
+        "from mmdet_plus.engine.config import load_config\n"
+        "print(load_config('mr-rcnn_r50_fpn_9k_coco').model.type)",
+    )
+    assert shown.split()[-1] == "MaskRefiningRCNN"
 
 
 def test_compiled_library_works_from_an_installed_wheel(compiled_wheel, tmp_path):
-    (tmp_path / "home").mkdir()
-    elsewhere = Installed(install(compiled_wheel, tmp_path / "site"), tmp_path / "home")
+    elsewhere = Installed(tmp_path, compiled_wheel)
     shown = elsewhere.run(
         "-c", "import mmplus_ops as m; i = m.ops_info(); print(i['compiled'], i['library'])"
     )
-    assert shown.split() == ["True", str(next((tmp_path / "site/mmplus_ops").glob("_C.*")))]
+    assert shown.split() == ["True", str(next((elsewhere.site / "mmplus_ops").glob("_C.*")))]
 
 
 def test_wheel_without_library_imports_and_warns_once(installed):
@@ -274,27 +421,8 @@ def test_wheel_without_library_imports_and_warns_once(installed):
     assert shown.count("no compiled library is installed") == 1
 
 
-def test_packages_are_imported_from_the_wheel(installed):
-    shown = installed.run(
-        "-c",
-        "import importlib.metadata as d, mmdet_plus, mmplus_ops, mmseg_plus\n"
-        "print(*(m.__file__ for m in (mmdet_plus, mmplus_ops, mmseg_plus)), sep='\\n')\n"
-        "print(d.version('mmplus'))",
-    )
-    *files, version = shown.strip().splitlines()[-4:]
-    assert all(Path(file).is_relative_to(installed.site) for file in files)
-    assert version == "0.1.0"
-
-
-needs_mim = pytest.mark.skipif(
-    subprocess.run([sys.executable, "-c", "import mim"], capture_output=True).returncode != 0,
-    reason="needs openmim or onedl-mim",
-)
-
-
-@needs_mim
-def test_mim_search_lists_the_zoo(installed):
-    shown = installed.mim("search", "mmplus", "--valid-config")
+def test_mim_search_lists_the_zoo(with_mim):
+    shown = with_mim.mim("search", "mmplus", "--valid-config")
     assert "mr-rcnn_r50_fpn_9k_coco" in shown
 
 
@@ -317,15 +445,15 @@ def file_server(tmp_path):
         thread.join()
 
 
-@needs_mim
 def test_mim_download_brings_config_and_weights(plain_wheel, tmp_path, file_server):
     import yaml
 
     address, served = file_server
     weights = served / "mr-rcnn_r50_fpn_9k_coco.pth"
     weights.write_bytes(os.urandom(3000))
-    (tmp_path / "home").mkdir()
-    elsewhere = Installed(install(plain_wheel, tmp_path / "site"), tmp_path / "home")
+    if not is_installed(MIM):
+        pytest.skip(f"needs {MIM}")
+    elsewhere = Installed(tmp_path / "installed", plain_wheel, MIM)
     # No checkpoints of the zoo are published: the entry gets an address on this machine.
     metafile = elsewhere.resources / "configs/mr_rcnn/metafile.yml"
     data = yaml.safe_load(metafile.read_text())
@@ -340,11 +468,10 @@ def test_mim_download_brings_config_and_weights(plain_wheel, tmp_path, file_serv
     assert "_base_" not in config
 
 
-@needs_mim
-def test_mim_runs_tools_and_trains_outside_the_repository(installed):
+def test_mim_runs_tools_and_trains_outside_the_repository(with_mim):
     size = ("--num-train", "4", "--num-val", "2", "--size", "96", "96", "--workers", "0")
-    installed.mim("run", "mmplus", "make_shapes", "data/shapes", *size)
-    assert (installed.home / "data/shapes/annotations/instances_train.json").is_file()
+    with_mim.mim("run", "mmplus", "make_shapes", "data/shapes", *size)
+    assert (with_mim.home / "data/shapes/annotations/instances_train.json").is_file()
 
     options = (
         "train_cfg.max_iters=2",
@@ -352,7 +479,7 @@ def test_mim_runs_tools_and_trains_outside_the_repository(installed):
         "train_dataloader.num_workers=0",
     )
     loaders = ("train_dataloader.persistent_workers=False", "train_dataloader.batch_size=2")
-    log = installed.mim(
+    log = with_mim.mim(
         *("train", "mmplus", "mr-rcnn_r18_shapes.py", "--gpus", "0", "--work-dir", "work"),
         *("--cfg-options", *options, *loaders, "default_hooks.logger.interval=1"),
         *("val_dataloader.num_workers=0", "val_dataloader.persistent_workers=False"),
@@ -360,4 +487,4 @@ def test_mim_runs_tools_and_trains_outside_the_repository(installed):
     assert "loss" in log
     assert "segm_mAP" in log
     assert "Training finished successfully" in log
-    assert list((installed.home / "work").glob("iter_2.pth")), log
+    assert list((with_mim.home / "work").glob("iter_2.pth")), log
