@@ -29,7 +29,18 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
+    from mmdet_plus.engine import run_command
+
+    try:
+        return run_command(lambda: draw(args))
+    except KeyboardInterrupt:
+        print("make_shapes: interrupted; run the same command to go on", file=sys.stderr)
+        return 130
+
+
+def draw(args: argparse.Namespace) -> None:
     from mmdet_plus.datasets import make_shapes
+    from mmdet_plus.errors import UserError
 
     try:
         root = make_shapes(
@@ -41,13 +52,14 @@ def main() -> int:
             workers=args.workers,
         )
     except (ValueError, RuntimeError) as error:
-        print(f"make_shapes: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("make_shapes: interrupted; run the same command to go on", file=sys.stderr)
-        return 130
+        raise UserError(str(error)) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{error.filename or args.root}: {reason}; mend that and run the same command again, "
+            "what is drawn is kept"
+        ) from error
     print(f"Shapes: {args.num_train} + {args.num_val} images in {root}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Importing this package registers the data sets with mmdet (scope ``mmdet``).
 """
 
 from .checked_coco import CheckedCocoDataset, CheckedCocoPanopticDataset
-from .coco_checks import AnnotationError
+from .coco_checks import AnnotationError, MissingDataError
 from .shapes import make_shapes
 from .shapes_dataset import ShapesDataset, ShapesPanopticDataset
 
@@ -12,6 +12,7 @@ __all__ = [
     "AnnotationError",
     "CheckedCocoDataset",
     "CheckedCocoPanopticDataset",
+    "MissingDataError",
     "ShapesDataset",
     "ShapesPanopticDataset",
     "make_shapes",

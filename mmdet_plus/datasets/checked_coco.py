@@ -1,19 +1,28 @@
 """COCO data sets that look through their files first; otherwise mmdet's own."""
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 from mmdet.datasets import CocoDataset, CocoPanopticDataset
 from mmdet.datasets.api_wrappers import COCO, COCOPanoptic
 from mmdet.registry import DATASETS
+from mmengine.logging import print_log
+
+from mmdet_plus.errors import UserError
+from mmdet_plus.files import is_remote
 
 from .coco_checks import (
+    AnnotationError,
+    MissingDataError,
     check_categories,
     check_classes,
     check_images,
     check_instances,
     check_segments,
     missing_files,
+    picture_fault,
     raise_faults,
     read_annotation_file,
 )
@@ -87,19 +96,35 @@ class _Checks:
             mmdet's data list.
 
         Raises:
-            FileNotFoundError: The annotation file is missing, or a local image or segmentation
+            MissingDataError: The annotation file is missing, or a local image or segmentation
                 map that it lists.
             AnnotationError: A record is unusable, or ``metainfo.classes`` does not fit the file.
         """
         data_list = super().load_data_list()
         if self._is_local():
-            raise_faults(str(self.ann_file), missing_files(_files(data_list)), FileNotFoundError)
+            raise_faults(str(self.ann_file), missing_files(_files(data_list)), MissingDataError)
         return data_list
 
+    def prepare_data(self, idx: int) -> Any:
+        """Load a sample; where that fails because of the image file, say so.
+
+        Raises:
+            AnnotationError: The image cannot be read, or is of another size than its record says.
+        """
+        try:
+            return super().prepare_data(idx)
+        except UserError:
+            raise
+        except Exception as error:
+            data = self.get_data_info(idx)
+            who = data["img_id"], data["img_path"]
+            fault = picture_fault(*who, data["height"], data["width"]) if self._is_local() else None
+            if fault is None:
+                raise
+            raise AnnotationError(f"{self.ann_file}: {fault}") from error
+
     def _is_local(self) -> bool:
-        if self.backend_args is not None and self.backend_args.get("backend") != "local":
-            return False
-        return not any("://" in str(prefix) for prefix in self.data_prefix.values())
+        return not any(is_remote(prefix, self.backend_args) for prefix in self.data_prefix.values())
 
 
 def _files(data_list: list[dict]) -> Iterator[tuple[str, object, str]]:
@@ -115,11 +140,98 @@ class CheckedCocoDataset(_Checks, CocoDataset):
 
     Checked: the file is COCO JSON; images have ids, names inside their folder, sizes, and (on a
     local disk) files; annotations refer to known images and categories, their boxes are 4 numbers,
-    their polygons have 3 points or more, their RLEs the image's size; the configured classes are
-    those of the file, in its order. Other arguments are mmdet's ``CocoDataset``'s.
+    their polygons have 3 points or more, their RLEs the image's size; all have masks if the
+    pipeline loads masks; the configured classes are those of the file, in its order. A training set
+    warns of annotations that mmdet drops, and of boxes that reach beyond their image. Other
+    arguments are mmdet's ``CocoDataset``'s.
     """
 
     _index_class = CheckedCOCO
+
+    def load_data_list(self) -> list[dict]:
+        """Load the records after checking them, see :meth:`_Checks.load_data_list`.
+
+        Raises:
+            MissingDataError: A file is missing.
+            AnnotationError: A record is unusable.
+        """
+        self._needs_masks = _loads_masks(self.pipeline)
+        self._seen = 0
+        self._unmasked: list[tuple[dict, dict]] = []
+        self._dropped: list[tuple[dict, dict]] = []
+        self._beyond: list[tuple[dict, dict]] = []
+        data_list = super().load_data_list()
+        faults = (
+            f"{_name(*record)}: has no segmentation, but the pipeline loads masks; trace it or "
+            "remove the record (a model of boxes alone takes LoadAnnotations with with_mask=False)"
+            for record in self._unmasked
+        )
+        raise_faults(str(self.ann_file), faults)
+        if not self.test_mode:
+            self._warn(
+                self._dropped,
+                "are left out of the training: mmdet drops boxes outside of their image, narrower "
+                "or lower than 1 pixel, or with an area of 0",
+            )
+            self._warn(
+                self._beyond,
+                "have a bbox that reaches beyond the image; it must be [x, y, width, height], "
+                "not two corners",
+            )
+        del self._unmasked, self._dropped, self._beyond
+        return data_list
+
+    def parse_data_info(self, raw_data_info: dict) -> dict:
+        """Parse an image's record as mmdet does, and note which annotations that goes wrong for."""
+        data = super().parse_data_info(raw_data_info)
+        image = raw_data_info["raw_img_info"]
+        wanted = [
+            ann
+            for ann in raw_data_info["raw_ann_info"]
+            if ann["category_id"] in self.cat2label and not ann.get("ignore", False)
+        ]
+        self._seen += len(wanted)
+        kept = data["instances"]
+        unmasked = self._needs_masks and not all("mask" in instance for instance in kept)
+        if unmasked or len(kept) < len(wanted):
+            # Which ones, mmdet tells when it is asked for each alone.
+            for ann in wanted:
+                alone = super().parse_data_info({**raw_data_info, "raw_ann_info": [ann]})
+                if not alone["instances"]:
+                    self._dropped.append((image, ann))
+                elif "mask" not in alone["instances"][0]:
+                    self._unmasked += [(image, ann)] if unmasked else []
+        for ann in wanted:
+            x, y, width, height = ann["bbox"]
+            # Tools that count from 1, or round outwards, reach a pixel too far.
+            if min(x, y) < -1 or x + width > image["width"] + 1 or y + height > image["height"] + 1:
+                self._beyond.append((image, ann))
+        return data
+
+    def _warn(self, records: list[tuple[dict, dict]], what: str) -> None:
+        if records:
+            ann = records[0][1]
+            print_log(
+                f"{self.ann_file}: {len(records)} of {self._seen} annotations {what}; the first is "
+                f"{_name(*records[0])}: bbox {ann['bbox']}, area {ann['area']}",
+                logger="current",
+                level=logging.WARNING,
+            )
+
+
+def _name(image: dict, ann: dict) -> str:
+    who = f"image {image['id']!r} (file_name {image['file_name']!r})"
+    return f"annotation {ann['id']!r} of {who}"
+
+
+def _loads_masks(step: object) -> bool:
+    """Whether a transform, or one inside of it, loads the masks of instances."""
+    if getattr(step, "with_mask", False):
+        return True
+    # Compose and RandomChoice, TestTimeAug, and mmdet's MultiBranch, by what they call their parts.
+    parts = [getattr(step, name, None) or () for name in ("transforms", "subroutines")]
+    parts.append((getattr(step, "branch_pipelines", None) or {}).values())
+    return any(_loads_masks(part) for group in parts for part in group)
 
 
 @DATASETS.register_module()

@@ -20,7 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mmdet_plus.files import write_file, write_json
+from mmdet_plus.files import only_one, write_file, write_json
 
 from .catalog import panoptic_categories, thing_categories
 from .sample import MAX_IMAGES, SPLITS, draw_sample
@@ -30,6 +30,10 @@ VERSION = 1
 INFO_NAME = "shapes.json"
 _WORK_NAME = ".shapes-unfinished"
 _MIN_SIDE, _MAX_SIDE = 64, 4096
+_BUSY = (
+    "another process is drawing Shapes there; wait for it, then run this again, or choose "
+    "another folder"
+)
 _CHUNK = 8
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95]
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3]
@@ -72,12 +76,14 @@ def make_shapes(
 
     Returns:
         The folder. A call that finds it finished with the same arguments returns at once; one that
-        finds it unfinished completes it. One process at a time may write to a folder.
+        finds it unfinished completes it.
 
     Raises:
         ValueError: An argument is out of range, or ``root`` holds something else: another
             data set, or Shapes of other arguments.
         RuntimeError: A worker process died; a further call goes on from there.
+        UserError: Another process is drawing into the folder.
+        OSError: A file cannot be written; a further call goes on from there.
     """
     counts = dict(
         train=_whole("num_train", num_train, 0, MAX_IMAGES),
@@ -94,8 +100,17 @@ def make_shapes(
     )
     workers = _whole("workers", workers, 0, 1024)
     root = Path(root)
-    _claim(root, info)
+    if _is_ours(root, info) and _is_finished(root, counts):
+        return root
+    with only_one(root, patience=1.0, busy=_BUSY, remove=True):
+        _claim(root, info)
+        _complete(root, info, counts, workers, progress)
+    return root
 
+
+def _complete(root: Path, info: dict, counts: dict, workers: int, progress: bool) -> None:
+    """Draw and write what is not there yet."""
+    size = tuple(info["image_size"])
     todo = [(split, index) for split in SPLITS for index in _missing(root, split, counts[split])]
     if todo:
         _make_folders(root)
@@ -111,7 +126,6 @@ def make_shapes(
             _make_folders(root)
             _write_annotations(root, split, counts[split], size, info)
     shutil.rmtree(root / _WORK_NAME, ignore_errors=True)
-    return root
 
 
 def _whole(name: str, value: int, least: int, most: int) -> int:
@@ -131,8 +145,12 @@ def _image_size(value: tuple[int, int]) -> tuple[int, int]:
     )
 
 
-def _claim(root: Path, info: dict) -> None:
-    """Make ``root`` ours, or make sure that it is ours and was begun with the same arguments."""
+def _is_ours(root: Path, info: dict) -> bool:
+    """Whether ``root`` was begun with the same arguments; False where it is free.
+
+    Raises:
+        ValueError: It holds something else.
+    """
     if root.exists() and not root.is_dir():
         raise ValueError(f"root: {root} is a file; give a folder")
     path = root / INFO_NAME
@@ -155,15 +173,27 @@ def _claim(root: Path, info: dict) -> None:
                 f"root: {root} holds Shapes made with {', '.join(other)}; choose another folder, "
                 "ask for the same arguments, or delete that folder first"
             )
-        return
+        return True
     taken = [name for name in _folders() if (root / name).is_dir() and any((root / name).iterdir())]
     if taken:
         raise ValueError(
             f"root: {root} has no {INFO_NAME} but holds other files in {', '.join(taken)}; "
             "choose another folder"
         )
-    root.mkdir(parents=True, exist_ok=True)
-    write_json(path, info, indent=2)
+    return False
+
+
+def _claim(root: Path, info: dict) -> None:
+    """Make ``root`` ours."""
+    if not _is_ours(root, info):
+        write_json(root / INFO_NAME, info, indent=2)
+
+
+def _is_finished(root: Path, counts: dict[str, int]) -> bool:
+    return not (root / _WORK_NAME).exists() and all(
+        _has_annotations(root, split) and not _missing(root, split, counts[split])
+        for split in SPLITS
+    )
 
 
 def _folders() -> list[str]:

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from mmdet.registry import DATASETS
 from mmengine.fileio import LocalBackend, register_backend
+from mmengine.logging import MMLogger
+from pycocotools import mask as mask_utils
 
-from mmdet_plus.datasets import AnnotationError, CheckedCocoDataset
+from mmdet_plus.datasets import AnnotationError, CheckedCocoDataset, MissingDataError
 from mmdet_plus.datasets.coco_checks import check_instances
+from mmdet_plus.errors import UserError
 
 
 class Elsewhere(LocalBackend):
@@ -119,6 +122,7 @@ def change(place, index, key, value):
 A = r"annotation 70 of image 7 \(file_name 'a\.png', record 0 of `annotations`\)"
 B = r"annotation 80 of image 8 \(file_name 'sub/b\.png', record 1 of `annotations`\)"
 NAN = float("nan")
+COMPRESSED = mask_utils.encode(np.ones((20, 30), np.uint8, order="F"))["counts"].decode()
 
 
 @pytest.mark.parametrize(
@@ -153,6 +157,20 @@ NAN = float("nan")
             dict(size=[20, 30], counts=[0, 599]),
             f"{B}: the counts of its RLE do not add up",
         ),
+        (
+            "annotations",
+            1,
+            "segmentation",
+            dict(size=[20, 30], counts=COMPRESSED[:-1]),
+            rf"{B}: the counts of its RLE do not add up to its size \[20, 30\]; encode",
+        ),
+        (
+            "annotations",
+            1,
+            "segmentation",
+            dict(size=[20, 30], counts=""),
+            f"{B}: the counts of its RLE do not add up",
+        ),
         ("annotations", 0, "bbox", [1, 2, 3], rf"{A}: bbox \[1, 2, 3\] is not 4"),
         ("annotations", 0, "bbox", [1, 2, 3, NAN], f"{A}: bbox .* is not 4 finite"),
         ("annotations", 0, "bbox", None, f"{A}: bbox None"),
@@ -178,9 +196,23 @@ def test_bad_record(root, place, index, key, value, words):
         build(root, change(place, index, key, value))
 
 
+def test_compressed_masks_pass(root):
+    content = change("annotations", 1, "segmentation", dict(size=[20, 30], counts=COMPRESSED))
+    assert len(build(root, content)) == 2
+
+
+def test_faults_of_all_kinds_are_the_user_s(root):
+    (root / "img/sub/b.png").unlink()
+    for content in ("[]", CONTENT):
+        with pytest.raises(UserError):
+            build(root, content)
+    assert issubclass(MissingDataError, FileNotFoundError)
+    assert issubclass(AnnotationError, ValueError)
+
+
 def test_missing_image(root):
     (root / "img/sub/b.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"ann\.json: image 8: image file .*b\.png does no"):
+    with pytest.raises(MissingDataError, match=r"ann\.json: image 8: image file .*b\.png does no"):
         build(root)
     (root / "img/sub").rmdir()
     with pytest.raises(FileNotFoundError, match=r"image 8: the folder .*check `data_root`"):
@@ -239,10 +271,119 @@ def test_test_images_without_annotations(root):
     assert [d["img_id"] for d in (dataset.get_data_info(0), dataset.get_data_info(1))] == [7, 8]
 
 
-def test_box_only_annotations_are_fine(root):
+BOXES = [dict(type="LoadImageFromFile"), dict(type="mmdet.LoadAnnotations", with_bbox=True)]
+MASKS = [BOXES[0], dict(BOXES[1], with_mask=True)]
+
+
+@pytest.fixture
+def box_only():
+    """The test file without masks, in both ways to write none."""
     content = change("annotations", 0, "segmentation", None)
     content["annotations"][1]["segmentation"] = []
-    assert len(build(root, content)) == 2
+    return content
+
+
+def test_box_only_annotations_are_fine_for_boxes(root, box_only):
+    dataset = build(root, box_only, pipeline=BOXES)
+    assert [len(dataset[i]["gt_bboxes"]) for i in range(2)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        MASKS,
+        [MASKS[0], dict(type="RandomChoice", transforms=[[BOXES[1]], [MASKS[1]]])],
+        [MASKS[0], dict(type="TestTimeAug", transforms=[[MASKS[1]]])],
+        [MASKS[0], dict(type="mmdet.MultiBranch", branch_field=["a"], a=[MASKS[1]])],
+    ],
+    ids=["plain", "choice", "tta", "branches"],
+)
+def test_annotations_without_a_mask_are_named_where_masks_are_loaded(root, box_only, pipeline):
+    assert len(build(root, pipeline=pipeline)) == 2
+    words = r"annotation 80 of image 8 \(file_name 'sub/b\.png'\): has no segmentation.*remove"
+    content = change("annotations", 1, "segmentation", None)
+    content["annotations"].append(dict(CONTENT["annotations"][1], id=81))
+    with pytest.raises(AnnotationError, match=rf"ann\.json: {words}"):
+        build(root, content, pipeline=pipeline)
+    with pytest.raises(AnnotationError, match=r"(?s)2 faults:.*annotation 70 .*annotation 80 "):
+        build(root, box_only, pipeline=pipeline)
+
+
+def test_masks_are_not_missed_where_mmdet_drops_the_annotation(root):
+    content = copy.deepcopy(CONTENT)
+    base = {k: v for k, v in content["annotations"][0].items() if k != "segmentation"}
+    content["annotations"] += [
+        dict(base, id=71, ignore=1),
+        dict(base, id=72, area=0),
+        dict(base, id=73, bbox=[90, 90, 5, 5]),
+        dict(base, id=74, category_id=5),
+    ]
+    dataset = build(root, content, pipeline=MASKS, metainfo=dict(classes=("cat",)))
+    assert dataset[0]["gt_masks"].masks.sum(axis=(1, 2)).tolist() == [100]
+
+
+@pytest.fixture
+def warnings(caplog):
+    """What is logged as a warning; mmengine's loggers do not pass records on."""
+    logger = MMLogger.get_instance("checked-coco")
+    logger.addHandler(caplog.handler)
+    yield lambda: [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    logger.removeHandler(caplog.handler)
+
+
+def test_annotations_that_mmdet_drops_are_counted(root, warnings):
+    content = copy.deepcopy(CONTENT)
+    first = content["annotations"][0]
+    content["annotations"] += [
+        dict(first, id=71, area=0),
+        dict(first, id=72, bbox=[3, 3, 0.5, 9]),
+        dict(first, id=73, ignore=1),
+    ]
+    build(root, content)
+    (line,) = warnings()
+    assert line.startswith(f"{root / 'ann.json'}: 2 of 4 annotations are left out of the training")
+    assert "annotation 71 of image 7 (file_name 'a.png'): bbox [2, 2, 10, 10], area 0" in line
+    build(root, content, test_mode=True)
+    build(root, content, metainfo=dict(classes=("dog",)))
+    build(root)
+    assert len(warnings()) == 1
+
+
+def test_boxes_of_two_corners_are_told(root, warnings):
+    content = copy.deepcopy(CONTENT)
+    first = content["annotations"][0]
+    content["annotations"] += [
+        dict(first, id=71, bbox=[20, 10, 28, 18]),
+        dict(first, id=72, bbox=[-1, -1, 32, 22]),
+        dict(first, id=73, bbox=[-2, 0, 9, 9]),
+        dict(first, id=74, bbox=[0, 5, 9, 16.5]),
+    ]
+    build(root, content)
+    (line,) = warnings()
+    assert "3 of 6 annotations have a bbox that reaches beyond the image; it must be" in line
+    assert "annotation 71 of image 7 (file_name 'a.png'): bbox [20, 10, 28, 18]" in line
+
+
+def test_image_that_cannot_be_used_is_named(root):
+    dataset = build(root, pipeline=MASKS)
+    path = root / "img/sub/b.png"
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(AnnotationError, match=r"ann\.json: image 8: .*b\.png cannot be read"):
+        dataset[1]
+    cv2.imwrite(str(path), np.zeros((20, 40, 3), np.uint8))
+    with pytest.raises(AnnotationError, match=r"b\.png is \[20, 40\] .*says \[20, 30\]"):
+        dataset[1]
+    path.unlink()
+    with pytest.raises(AnnotationError, match=r"image 8: .*b\.png does not exist any more"):
+        dataset[1]
+
+
+def test_other_failures_of_a_pipeline_stay_what_they_are(root):
+    def broken(results):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        build(root, pipeline=[broken])[0]
 
 
 def test_checks_are_cheap():

@@ -12,6 +12,7 @@ from pycocotools import mask as mask_utils
 
 from mmdet_plus.datasets import make_shapes
 from mmdet_plus.datasets.shapes import CLASSES, THING_CLASSES, draw_sample, generate
+from mmdet_plus.errors import UserError
 
 REPO = Path(__file__).resolve().parents[3]
 SMALL = dict(num_train=11, num_val=5, image_size=(96, 80), seed=7, progress=False)
@@ -262,5 +263,42 @@ def test_command_line(tmp_path):
     other = subprocess.run(
         [*command, *options, "--seed", "5"], capture_output=True, text=True, cwd=tmp_path
     )
-    assert other.returncode == 1
-    assert "seed=0 (asked for: 5)" in other.stderr and "Traceback" not in other.stderr
+    assert other.returncode == 2
+    assert other.stderr.startswith("error: root: ") and "seed=0 (asked for: 5)" in other.stderr
+    assert other.stderr.count("\n") == 1
+
+
+def test_command_line_tells_what_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    command = [sys.executable, str(REPO / "tools/make_shapes.py"), str(tmp_path / "file" / "set")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path / 'file'}")
+    assert "Not a directory; mend that and run the same command again" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_second_run_does_not_draw_into_the_same_folder(tmp_path, reference, monkeypatch):
+    def second(seed, split, index, size):
+        monkeypatch.setattr(generate, "draw_sample", draw_sample)
+        with pytest.raises(UserError, match=f"{tmp_path}: another process is drawing Shapes"):
+            make_shapes(tmp_path, **SMALL)
+        return draw_sample(seed, split, index, size)
+
+    monkeypatch.setattr(generate, "draw_sample", second)
+    assert digests(make_shapes(tmp_path, **SMALL)) == reference
+    assert generate.draw_sample is draw_sample, "the second run was never tried"
+
+
+def test_a_finished_folder_need_not_be_written_to(tmp_path, monkeypatch):
+    make_shapes(tmp_path, **SMALL)
+
+    def read_only(*_, **__):
+        raise PermissionError
+
+    monkeypatch.setattr(generate, "only_one", read_only)
+    assert make_shapes(tmp_path, **SMALL) == tmp_path
+    # What a run that was killed at the very end left behind is still cleared away.
+    (tmp_path / ".shapes-unfinished").mkdir()
+    with pytest.raises(PermissionError):
+        make_shapes(tmp_path, **SMALL)
