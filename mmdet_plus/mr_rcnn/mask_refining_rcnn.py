@@ -6,7 +6,7 @@ from typing import Any
 from mmdet.models.detectors import MaskRCNN
 from mmdet.registry import MODELS
 
-from mmdet_plus.convert import is_plain_mask_rcnn, mask_rcnn_to_mr_rcnn
+from mmdet_plus.convert import is_plain_mask_rcnn, refining_module
 
 
 @MODELS.register_module()
@@ -39,6 +39,6 @@ class MaskRefiningRCNN(MaskRCNN):
     ) -> None:
         own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
         if is_plain_mask_rcnn(own):
-            for key, value in mask_rcnn_to_mr_rcnn(own).items():
+            for key, value in refining_module(own).items():
                 state_dict[prefix + key] = value
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

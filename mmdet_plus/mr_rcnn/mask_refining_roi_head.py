@@ -9,26 +9,32 @@ it for candidates, pairs of a RoI and a class.
 """
 
 import copy
-from typing import Literal
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from mmdet.models.roi_heads import StandardRoIHead
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.task_modules.samplers import PseudoSampler, SamplingResult
 from mmdet.models.utils import unpack_gt_instances
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
-from mmdet.structures.bbox import bbox2roi
+from mmdet.structures.bbox import bbox2roi, scale_boxes
 from mmdet.utils import ConfigType, InstanceList
+from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from .guidance import (
     average_scores,
     class_probability,
+    conv_features,
     guidance_classes,
     inherited_assignment,
-    run_with_conv_features,
-    select_by_class,
+    mask_logits,
+    select_candidates,
+    select_detections,
 )
 
 Features = tuple[Tensor, ...]
@@ -46,24 +52,27 @@ class MaskRefiningRoIHead(StandardRoIHead):
     """Vanilla box and mask head, refined under the guidance of the mask (section 3.3).
 
     Args:
-        refining_bbox_roi_extractor: Config of the extractor of F_{B,P}. None:
+        refining_bbox_roi_extractor: Changes to the config of the extractor of F_{B,P}, which is
             :class:`ShapeAwareRoIExtractor` with the settings of ``bbox_roi_extractor``.
-        refining_bbox_head: Config of the refining box head. None: that of ``bbox_head``.
-        refining_mask_head: Config of the refining mask head. None: that of ``mask_head``.
+        refining_bbox_head: Changes to the config of the refining box head, which is that of
+            ``bbox_head``; see :func:`changed`.
+        refining_mask_head: Likewise for the refining mask head and ``mask_head``.
         shape_aware: Whether P guides the refining box head (Table 3: SARA). False gives it the
             features of plain RoIAlign.
         refine_cls: Whether refined scores count at test (Table 4: CLS). False: S = S^b.
         refine_reg: Whether boxes are refined at test (Table 4: REG). False: B^r = B.
-        alpha: Weight of the refined logits against the vanilla ones at test (Table 5).
+        alpha: Weight, 0 or more, of the refined logits against the vanilla ones at test (Table 5).
         refine_assign: Targets of the refining heads: 'reassign' assigns ground truth to B with
             the assigner of ``train_cfg``, 'inherit' keeps what the RoI had. The paper is silent.
         detach_guidance: Whether the gradient stops at P. The paper is silent.
         kwargs: Those of ``StandardRoIHead``; a box and a mask head are needed. Its ``test_cfg``
             may have one more field, ``candidates``: ``score_thr``, ``nms`` and ``max_per_img`` of
-            the pairs of RoI and class that are refined; the default is ``CANDIDATES``.
+            the pairs of RoI and class that are refined; ``CANDIDATES`` stands for those left out.
 
     Raises:
-        ValueError: A head is missing, a shared head is given, or ``refine_assign`` is neither.
+        ValueError: A head is missing or of a kind that has no mask of a class or no score of its
+            own for each class, a shared head is given, ``alpha`` is negative, or
+            ``refine_assign`` is neither.
     """
 
     def __init__(
@@ -86,17 +95,20 @@ class MaskRefiningRoIHead(StandardRoIHead):
             raise ValueError("MaskRefiningRoIHead reads a feature pyramid, without a shared_head")
         if refine_assign not in ("reassign", "inherit"):
             raise ValueError(f"refine_assign must be 'reassign' or 'inherit', got {refine_assign}")
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"alpha weighs logits: it must be 0 or more, got {alpha}")
         # Taken before the vanilla heads are built: building may change the configs it is given.
-        refining_extractor = copy.deepcopy(
-            refining_bbox_roi_extractor
-            or {**kwargs["bbox_roi_extractor"], "type": "ShapeAwareRoIExtractor"}
+        refining_extractor = changed(
+            {**kwargs["bbox_roi_extractor"], "type": "ShapeAwareRoIExtractor"},
+            refining_bbox_roi_extractor,
         )
-        refining_box = copy.deepcopy(refining_bbox_head or kwargs["bbox_head"])
-        refining_mask = copy.deepcopy(refining_mask_head or kwargs["mask_head"])
+        refining_box = changed(kwargs["bbox_head"], refining_bbox_head)
+        refining_mask = changed(kwargs["mask_head"], refining_mask_head)
         super().__init__(**kwargs)
         self.refining_bbox_roi_extractor = MODELS.build(refining_extractor)
         self.refining_bbox_head = MODELS.build(refining_box)
         self.refining_mask_head = MODELS.build(refining_mask)
+        self._check_heads()
         self.fusion = nn.Conv2d(
             self.mask_head.conv_out_channels, self.refining_mask_head.in_channels, kernel_size=1
         )
@@ -110,22 +122,38 @@ class MaskRefiningRoIHead(StandardRoIHead):
         self.refine_assign = refine_assign
         self.detach_guidance = detach_guidance
 
+    def _check_heads(self) -> None:
+        """Raise for heads that the module could be built on, but would read wrongly."""
+        if getattr(type(self.mask_head), "forward", None) is not FCNMaskHead.forward:
+            raise ValueError(
+                "F^- is read between the convolutions and the upsampling of FCNMaskHead: mask_head "
+                f"must run as that does, {type(self.mask_head).__name__} does not"
+            )
+        for head in (self.bbox_head, self.refining_bbox_head):
+            if head.custom_cls_channels:
+                raise ValueError(
+                    "scores are averaged and softmaxed class by class: "
+                    f"loss_cls={type(head.loss_cls).__name__} has score channels of its own"
+                )
+
     # The refining module, as training and testing share it
 
-    def guidance(self, x: Features, rois: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the vanilla mask head on boxes B.
+    def conv_features(self, x: Features, rois: Tensor) -> Tensor:
+        """Run the vanilla mask head on boxes B up to its upsampling.
 
         Args:
             x: Feature maps (N, channels, Hl, Wl).
             rois: B as (K, 5).
-            classes: (K,) guidance classes.
 
         Returns:
-            P (K, M, M) in [0, 1], and F^- (K, channels, 14, 14).
+            (K, channels, 14, 14): what ``fusion`` makes F^- of.
         """
         mask_feats = self.mask_roi_extractor(x[: self.mask_roi_extractor.num_inputs], rois)
-        logits, conv_features = run_with_conv_features(self.mask_head, mask_feats)
-        return class_probability(logits, classes), self.fusion(conv_features)
+        return conv_features(self.mask_head, mask_feats)
+
+    def probability(self, features: Tensor, classes: Tensor) -> Tensor:
+        """P (K, M, M) in [0, 1] of the guidance classes (K,), from :meth:`conv_features`."""
+        return class_probability(mask_logits(self.mask_head, features), classes)
 
     def refine_box(self, x: Features, rois: Tensor, prob: Tensor) -> tuple[Tensor, Tensor]:
         """S^r (K, C + 1) and the deltas (K, 4 C) of the refining box head on boxes B."""
@@ -144,13 +172,27 @@ class MaskRefiningRoIHead(StandardRoIHead):
     def loss(
         self, x: Features, rpn_results_list: InstanceList, batch_data_samples: SampleList
     ) -> dict[str, Tensor]:
-        """Vanilla losses under their usual names, and the refining module's as ``refining.*``."""
+        """Vanilla losses, and the refining module's.
+
+        Args:
+            x: Feature maps, each (N, channels, Hl, Wl).
+            rpn_results_list: Per image, ``bboxes`` (K, 4) in pixels of the network's input.
+            batch_data_samples: Per image, ground truth with boxes, labels and masks.
+
+        Returns:
+            Scalars: ``loss_cls``, ``acc``, ``loss_bbox`` and ``loss_mask`` of the vanilla heads,
+            and the same of the refining heads as ``refining.*``.
+        """
         gts, ignored, metas = unpack_gt_instances(batch_data_samples)
         sampled = []
-        for proposals, gt, ignore in zip(rpn_results_list, gts, ignored, strict=True):
+        for i, (proposals, gt, ignore) in enumerate(
+            zip(rpn_results_list, gts, ignored, strict=True)
+        ):
             priors = InstanceData(priors=proposals.bboxes)
             assigned = self.bbox_assigner.assign(priors, gt, ignore)
-            sampled.append(self.bbox_sampler.sample(assigned, priors, gt, feats=x))
+            # A sampler that mines hard RoIs runs the box head, on this image's features.
+            feats = [level[i : i + 1] for level in x]
+            sampled.append(self.bbox_sampler.sample(assigned, priors, gt, feats=feats))
         bbox_results = self.bbox_loss(x, sampled)
         mask_results = self.mask_loss(x, sampled, bbox_results["bbox_feats"], gts)
         refining = self.refining_loss(x, sampled, bbox_results, gts, ignored, metas)
@@ -172,12 +214,16 @@ class MaskRefiningRoIHead(StandardRoIHead):
         """Losses of the refining box and mask head over all sampled RoIs.
 
         Args:
-            x: Feature maps.
+            x: Feature maps, each (N, channels, Hl, Wl).
             sampled: Per image, the sampled RoIs with the targets of the vanilla heads.
-            bbox_results: ``cls_score`` and ``bbox_pred`` of the vanilla box head on them.
+            bbox_results: ``cls_score`` (K, C + 1) and ``bbox_pred`` (K, 4 C) of the vanilla box
+                head on the RoIs of all images.
             gts: Per image, ground truth with boxes, labels and masks.
             ignored: Per image, ground truth to ignore.
             metas: Per image, its meta information.
+
+        Returns:
+            Scalars ``loss_cls``, ``acc``, ``loss_bbox`` and ``loss_mask``.
         """
         counts = [len(result.priors) for result in sampled]
         labels = torch.cat(
@@ -200,7 +246,7 @@ class MaskRefiningRoIHead(StandardRoIHead):
         )
         rois = bbox2roi(boxes)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_guidance):
-            prob, _ = self.guidance(x, rois, classes)
+            prob = self.probability(self.conv_features(x, rois), classes)
 
         results = [
             self._refining_targets(*args) for args in zip(boxes, sampled, gts, ignored, strict=True)
@@ -228,10 +274,8 @@ class MaskRefiningRoIHead(StandardRoIHead):
             metas,
         )
         # Computed again, with gradient this time, and only where a mask loss follows.
-        _, fused = self.guidance(
-            x,
-            bbox2roi([result.pos_priors for result in results]),
-            torch.cat([result.pos_gt_labels for result in results]),
+        fused = self.fusion(
+            self.conv_features(x, bbox2roi([result.pos_priors for result in results]))
         )
         mask_preds = self.refine_mask(x, bbox2roi(refined), fused)
         for result, box in zip(results, refined, strict=True):
@@ -266,8 +310,18 @@ class MaskRefiningRoIHead(StandardRoIHead):
     ) -> InstanceList:
         """Detections with refined boxes and averaged scores.
 
-        Each result also holds ``fused`` (n, channels, 14, 14), F^- of its boxes, for
-        :meth:`predict_mask`. Arguments and the other fields as in ``StandardRoIHead``.
+        Args:
+            x: Feature maps, each (N, channels, Hl, Wl).
+            batch_img_metas: Per image, ``img_shape``, and ``scale_factor`` to rescale.
+            rpn_results_list: Per image, ``bboxes`` (K, 4) in pixels of the network's input.
+            rcnn_test_cfg: ``candidates``, and ``score_thr``, ``nms`` and ``max_per_img`` of the
+                detections.
+            rescale: Whether boxes are wanted in pixels of the original image.
+
+        Returns:
+            Per image, best first, ``bboxes`` (n, 4), ``scores`` and ``labels`` (n,), and where
+            there are RoIs ``fused`` (n, channels, 14, 14), F^- of the boxes B that the detections
+            were refined from, for :meth:`predict_mask` (which expects ``rescale=False`` here).
         """
         proposals = [result.bboxes for result in rpn_results_list]
         rois = bbox2roi(proposals)
@@ -276,22 +330,13 @@ class MaskRefiningRoIHead(StandardRoIHead):
                 x, batch_img_metas, rpn_results_list, rcnn_test_cfg, rescale
             )
         vanilla = self._bbox_forward(x, rois)
-        counts = [len(boxes) for boxes in proposals]
-        candidates = [
-            self._candidates(*args, rcnn_test_cfg.get("candidates", CANDIDATES))
-            for args in zip(
-                proposals,
-                vanilla["cls_score"].split(counts),
-                vanilla["bbox_pred"].split(counts),
-                batch_img_metas,
-                strict=True,
-            )
-        ]
+        candidates = self._candidates(rois, proposals, vanilla, batch_img_metas, rcnn_test_cfg)
         counts = [len(candidate) for candidate in candidates]
         labels = torch.cat([candidate.labels for candidate in candidates])
         rois = bbox2roi([candidate.bboxes for candidate in candidates])
-        prob, fused = self.guidance(x, rois, labels)
-        cls_score, bbox_pred = self.refine_box(x, rois, prob)
+        features = self.conv_features(x, rois)
+        fused = self.fusion(features)
+        cls_score, bbox_pred = self.refine_box(x, rois, self.probability(features, labels))
         refined = [candidate.bboxes for candidate in candidates]
         if self.refine_reg:
             refined = regress(
@@ -302,45 +347,61 @@ class MaskRefiningRoIHead(StandardRoIHead):
                 batch_img_metas,
             )
         results_list = []
-        for candidate, boxes, logits, features in zip(
-            candidates, refined, cls_score.split(counts), fused.split(counts), strict=True
+        for candidate, boxes, logits, extra, meta in zip(
+            candidates,
+            refined,
+            cls_score.split(counts),
+            fused.split(counts),
+            batch_img_metas,
+            strict=True,
         ):
             score = candidate.cls_score
             if self.refine_cls:
                 score = average_scores(score, logits.float(), self.alpha)
-            # A candidate stands for one class; it competes in no other.
-            own = torch.zeros_like(score)
-            own.scatter_(
-                1, candidate.labels[:, None], score.softmax(1).gather(1, candidate.labels[:, None])
-            )
-            dets, dets_labels, rows = select_by_class(boxes, own, rcnn_test_cfg)
+            score = score.softmax(1).gather(1, candidate.labels[:, None])[:, 0]
+            dets, rows = select_detections(boxes, score, candidate.labels, rcnn_test_cfg)
+            boxes = dets[:, :4]
+            if rescale:
+                boxes = scale_boxes(boxes, [1 / factor for factor in meta["scale_factor"]])
             results_list.append(
                 InstanceData(
-                    bboxes=dets[:, :4],
+                    bboxes=boxes,
                     scores=dets[:, 4],
-                    labels=dets_labels,
-                    fused=features[rows],
+                    labels=candidate.labels[rows],
+                    fused=extra[rows],
                 )
             )
         return results_list
 
     def _candidates(
-        self, proposals: Tensor, cls_score: Tensor, bbox_pred: Tensor, meta: dict, cfg: ConfigType
-    ) -> InstanceData:
-        """Pairs of a RoI and a class worth refining, in one image.
+        self,
+        rois: Tensor,
+        proposals: list[Tensor],
+        vanilla: dict[str, Tensor],
+        metas: list[dict],
+        rcnn_test_cfg: ConfigType,
+    ) -> list[InstanceData]:
+        """Pairs of a RoI and a class worth refining.
 
         Returns:
-            ``bboxes`` B_c (n, 4), ``labels`` c (n,), ``cls_score`` S^b (n, C + 1) of the RoI.
+            Per image, ``bboxes`` B_c (n, 4), ``labels`` c (n,), ``cls_score`` S^b (n, C + 1) of
+            the RoI.
         """
-        cls_score, bbox_pred = cls_score.float(), bbox_pred.float()
-        per_roi = 1 if self.bbox_head.reg_class_agnostic else self.bbox_head.num_classes
-        boxes = self.bbox_head.bbox_coder.decode(
-            proposals.repeat_interleave(per_roi, 0),
-            bbox_pred.reshape(-1, 4),
-            max_shape=meta["img_shape"],
-        ).view(len(proposals), 4 * per_roi)
-        dets, labels, rows = select_by_class(boxes, cls_score.softmax(1), cfg)
-        return InstanceData(bboxes=dets[:, :4], labels=labels, cls_score=cls_score[rows])
+        counts = [len(boxes) for boxes in proposals]
+        cls_scores = vanilla["cls_score"].float().split(counts)
+        decoded = self.bbox_head.predict_by_feat(
+            rois.split(counts),
+            cls_scores,
+            vanilla["bbox_pred"].float().split(counts),
+            metas,
+            rcnn_test_cfg=None,
+        )
+        cfg = {**CANDIDATES, **rcnn_test_cfg.get("candidates", {})}
+        candidates = []
+        for cls_score, raw in zip(cls_scores, decoded, strict=True):
+            boxes, labels, rows = select_candidates(raw.bboxes, raw.scores, cfg)
+            candidates.append(InstanceData(bboxes=boxes, labels=labels, cls_score=cls_score[rows]))
+        return candidates
 
     def predict_mask(
         self,
@@ -381,7 +442,8 @@ class MaskRefiningRoIHead(StandardRoIHead):
         unbounded = {"img_shape": None}
         boxes = self.bbox_head.regress_by_class(rois[:, 1:], classes, bbox_pred[:100], unbounded)
         rois = torch.cat([rois[:, :1], boxes], 1)
-        prob, fused = self.guidance(x, rois, classes)
+        features = self.conv_features(x, rois)
+        prob, fused = self.probability(features, classes), self.fusion(features)
         refined_score, refined_pred = self.refine_box(x, rois, prob)
         boxes = self.refining_bbox_head.regress_by_class(boxes, classes, refined_pred, unbounded)
         mask_preds = self.refine_mask(x, torch.cat([rois[:, :1], boxes], 1), fused)
@@ -409,3 +471,22 @@ def regress(
         head.regress_by_class(box, cls, delta.detach().float(), meta)
         for box, cls, delta, meta in zip(boxes, classes, deltas, metas, strict=True)
     ]
+
+
+def changed(config: Mapping[str, Any], changes: Mapping[str, Any] | None) -> ConfigDict:
+    """A config with some fields changed, section by section as mmengine merges configs.
+
+    Args:
+        config: Left as it is, as is ``changes``.
+        changes: Fields to put into it. A section (a dict) is merged into the one it meets; one
+            with ``_delete_=True`` takes its place. None or empty: no change.
+    """
+    changes = dict(changes or {})
+    result = {} if changes.pop("_delete_", False) else copy.deepcopy(dict(config))
+    for key, value in changes.items():
+        if isinstance(value, Mapping):
+            met = result.get(key)
+            result[key] = changed(met if isinstance(met, Mapping) else {}, value)
+        else:
+            result[key] = copy.deepcopy(value)
+    return ConfigDict(result)

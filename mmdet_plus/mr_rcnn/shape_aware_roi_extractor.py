@@ -1,5 +1,8 @@
 """Shape-aware RoIAlign over the levels of a feature pyramid."""
 
+from typing import Any
+
+from mmcv.ops import RoIAlign
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.registry import MODELS
 from torch import Tensor
@@ -13,7 +16,19 @@ class ShapeAwareRoIExtractor(SingleRoIExtractor):
 
     Its arguments are those of ``SingleRoIExtractor`` with ``roi_layer.type='RoIAlign'``; without
     ``prob`` it is that extractor.
+
+    Raises:
+        ValueError: ``roi_layer`` is another layer, or takes maxima: Eq. 4 is an average.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for layer in self.roi_layers:
+            if not isinstance(layer, RoIAlign) or layer.pool_mode != "avg":
+                raise ValueError(
+                    "ShapeAwareRoIExtractor weighs the points of RoIAlign with pool_mode='avg', "
+                    f"not of {layer}"
+                )
 
     def forward(
         self,

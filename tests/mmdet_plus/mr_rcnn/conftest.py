@@ -10,11 +10,10 @@ from mmengine.config import Config
 from tiny_mr_rcnn import TWO_IMAGES, make_batch
 
 
-@pytest.fixture(scope="session")
-def model_cfg(repo_root):
-    """The small model of the zoo, smaller still: three classes, 32 RoIs an image."""
+def smaller(path):
+    """A model of the zoo, smaller still: three classes, 32 RoIs an image."""
     register_all_modules()
-    cfg = Config.fromfile(repo_root / "configs/shapes/mr-rcnn_r18_shapes.py")
+    cfg = Config.fromfile(path)
     cfg.merge_from_dict(
         {
             "model.roi_head.bbox_head.num_classes": 3,
@@ -25,6 +24,18 @@ def model_cfg(repo_root):
         }
     )
     return cfg.model
+
+
+@pytest.fixture(scope="session")
+def model_cfg(repo_root):
+    """The small MR R-CNN of the zoo, smaller still."""
+    return smaller(repo_root / "configs/shapes/mr-rcnn_r18_shapes.py")
+
+
+@pytest.fixture(scope="session")
+def plain_cfg(repo_root):
+    """mmdet's Mask R-CNN of the same size."""
+    return smaller(repo_root / "configs/shapes/mask-rcnn_r18_shapes.py")
 
 
 @pytest.fixture

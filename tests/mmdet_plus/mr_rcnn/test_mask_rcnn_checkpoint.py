@@ -11,16 +11,14 @@ from mmdet.registry import MODELS
 from mmengine.runner import load_checkpoint, save_checkpoint
 from tiny_mr_rcnn import losses_of, total
 
-from mmdet_plus.convert import is_plain_mask_rcnn, mask_rcnn_to_mr_rcnn
+from mmdet_plus.convert import is_plain_mask_rcnn, mask_rcnn_to_mr_rcnn, refining_module
 
 
 @pytest.fixture
-def mask_rcnn(model_cfg):
+def mask_rcnn(plain_cfg):
     """mmdet's own Mask R-CNN of the same size."""
-    cfg = copy.deepcopy(model_cfg)
-    cfg.type, cfg.roi_head.type = "MaskRCNN", "StandardRoIHead"
     torch.manual_seed(7)
-    return MODELS.build(cfg)
+    return MODELS.build(copy.deepcopy(plain_cfg))
 
 
 def check_initialised(model, source):
@@ -72,6 +70,26 @@ def test_both_stages_start_with_the_same_box_loss_where_the_guidance_is_one(
         assert float(losses[f"refining.{name}"]) == pytest.approx(float(losses[name]), rel=1e-3)
 
 
+def test_the_refining_mask_head_starts_as_the_mask_head(build, mask_rcnn):
+    model = build(seed=1)
+    torch.nn.init.normal_(model.roi_head.fusion.weight)
+    model.load_state_dict(mask_rcnn.state_dict())
+    head, x = model.roi_head, tuple(torch.randn(1, 64, 96 // s, 96 // s) for s in (4, 8, 16, 32))
+    rois = torch.tensor([[0, 10.0, 10.0, 60.0, 70.0]])
+    fused = head.fusion(head.conv_features(x, rois))
+    trained = head.mask_head(head.mask_roi_extractor(x, rois))
+    assert torch.equal(head.refine_mask(x, rois, fused), trained)
+
+
+def test_loading_leaves_the_given_parameters_alone(build, mask_rcnn):
+    """A large backbone is not copied on the way."""
+    source = mask_rcnn.state_dict()
+    seen = dict(source)
+    build(seed=1)._load_from_state_dict(seen, "", {}, True, [], [], [])
+    assert seen.keys() - source.keys() == build().state_dict().keys() - source.keys()
+    assert all(seen[name] is value for name, value in source.items())
+
+
 def test_a_checkpoint_of_ours_loads_as_it_is(build, batch):
     trained = build(seed=1)
     total(losses_of(trained, batch)).backward()
@@ -84,17 +102,14 @@ def test_a_checkpoint_of_ours_loads_as_it_is(build, batch):
 
 def test_conversion_is_complete_and_shares_nothing(build, mask_rcnn):
     source = mask_rcnn.state_dict()
+    before = {name: value.clone() for name, value in source.items()}
     converted = mask_rcnn_to_mr_rcnn(source)
     assert converted.keys() == build().state_dict().keys()
-    converted["roi_head.refining_bbox_head.fc_cls.bias"] += 1
-    assert not torch.equal(
-        converted["roi_head.refining_bbox_head.fc_cls.bias"],
-        converted["roi_head.bbox_head.fc_cls.bias"],
-    )
-    assert torch.equal(
-        source["roi_head.bbox_head.fc_cls.bias"],
-        mask_rcnn.state_dict()["roi_head.bbox_head.fc_cls.bias"],
-    )
+    for value in (*refining_module(source).values(), *converted.values()):
+        value += 1
+    assert all(torch.equal(value, before[name]) for name, value in source.items())
+    places = [value.data_ptr() for value in converted.values()]
+    assert len(set(places)) == len(places)
 
 
 def test_what_is_no_mask_rcnn_is_refused(build, mask_rcnn):

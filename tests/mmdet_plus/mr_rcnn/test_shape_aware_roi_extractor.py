@@ -69,3 +69,13 @@ def test_no_roi(features):
 def test_a_scaled_roi_would_leave_its_probability(features, rois):
     with pytest.raises(ValueError, match="roi_scale_factor"):
         extractor("ShapeAwareRoIExtractor")(features, rois, torch.ones(6, 28, 28), 1.5)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [dict(type="RoIAlign", output_size=7, pool_mode="max"), dict(type="RoIPool", output_size=7)],
+)
+def test_a_layer_that_does_not_average_is_refused(layer):
+    cfg = dict(type="ShapeAwareRoIExtractor", out_channels=3, featmap_strides=STRIDES)
+    with pytest.raises(ValueError, match="pool_mode='avg', not of RoI"):
+        MODELS.build(dict(cfg, roi_layer=layer))
