@@ -3,6 +3,7 @@
 Imports torch and mmengine alone, so that detection and segmentation configs can both use it.
 """
 
+import contextlib
 import functools
 import inspect
 import os
@@ -36,6 +37,30 @@ def stack() -> str:
     return "onedl"
 
 
+def versions() -> dict[str, str]:
+    """Tell what a figure was made with.
+
+    Returns:
+        Versions by distribution: torch and the packages of the installed stack.
+    """
+    names = ("torch", "mmplus", "mmcv", "mmengine", "mmdet", "mmsegmentation")
+    if stack() == "onedl":
+        fork = {"mmdet": "onedl-mmdetection"}
+        names = (*names[:2], *(fork.get(name, f"onedl-{name}") for name in names[2:]))
+    found = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def available_cores() -> int:
+    """Count the processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _history_buffer_method(owner: Any, name: str) -> Callable:
     """Stand in for ``getattr`` inside checkpoints, good for ``HistoryBuffer``'s methods alone.
 
@@ -67,8 +92,18 @@ def checkpoint_globals() -> list:
     return entries
 
 
+def _can_admit_by_name() -> bool:
+    return digit_version(torch.__version__) >= digit_version(_SAFE_BY_DEFAULT)
+
+
+def _weights_only() -> bool:
+    """What to ask of ``torch.load``; said outright, as its default is not the same everywhere."""
+    trusted = os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0") in ("1", "y", "yes", "true")
+    return _can_admit_by_name() and not trusted
+
+
 def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """Read a checkpoint from disk, running no code that the file may hold.
+    """Read a checkpoint from disk, running no code that the file may hold (from torch 2.6 on).
 
     Args:
         filename: Path of the file; ``~`` is expanded.
@@ -87,7 +122,7 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     if not os.path.isfile(filename):
         raise FileNotFoundError(f"{filename} can not be found.")
     try:
-        return torch.load(filename, map_location=map_location)
+        return torch.load(filename, map_location=map_location, weights_only=_weights_only())
     except pickle.UnpicklingError as error:
         raise pickle.UnpicklingError(
             f"{filename}: not loaded, because it holds more than weights and training records, "
@@ -114,7 +149,7 @@ def use_safe_checkpoint_loading() -> None:
     :func:`checkpoint_globals` and refuse all else. Older versions of torch are left alone, as they
     cannot admit single classes by name. Calling this again changes nothing.
     """
-    if digit_version(torch.__version__) < digit_version(_SAFE_BY_DEFAULT):
+    if not _can_admit_by_name():
         return
     torch.serialization.add_safe_globals(checkpoint_globals())
     mmengine_checkpoint.CheckpointLoader.register_scheme(
@@ -139,7 +174,9 @@ def read_checkpoint_records(filename: str) -> dict:
     use_safe_checkpoint_loading()
     try:
         # Mapped, not read: the weights stay on disk.
-        checkpoint = torch.load(filename, map_location="cpu", mmap=True)
+        checkpoint = torch.load(
+            filename, map_location="cpu", mmap=True, weights_only=_weights_only()
+        )
     except (RuntimeError, pickle.UnpicklingError):
         # The format before torch 1.6 cannot be mapped; anything else fails again, with its reason.
         checkpoint = load_from_local(filename, "cpu")

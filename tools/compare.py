@@ -39,7 +39,6 @@ def main() -> int:
             work_dirs=args.work_dirs,
             jobs=args.jobs,
             options=options,
-            say=lambda line: print(line, flush=True),
         )
     )
 

@@ -1,4 +1,4 @@
-"""Draw Shapes, train a small Mask R-CNN and a small MR R-CNN on it, test and picture both.
+"""Draw Shapes, fine-tune a small Mask R-CNN and a small MR R-CNN on it, test and picture both.
 
 Takes less than five minutes on two cores. A demo that was stopped goes on when started again.
 """
@@ -9,8 +9,8 @@ import signal
 import sys
 from pathlib import Path
 
+from mmdet_plus.engine.demo import Settings, run_demo
 from mmdet_plus.engine.errors import run_command
-from mmdet_plus.visualization.demo import Settings, run_demo
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,16 +19,14 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--root", default="demo_out", help="folder of all that the demo writes")
     parser.add_argument(
-        "--iterations", type=int, default=750, metavar="N", help="trainings' length, for each model"
+        "--iterations", type=int, default=150, metavar="N", help="trainings' length, for each model"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of data and trainings")
-    parser.add_argument("--num-train", type=int, default=24, metavar="N", help="training images")
+    parser.add_argument("--num-train", type=int, default=400, metavar="N", help="training images")
     parser.add_argument(
-        "--num-val", type=int, default=24, metavar="N", help="new images for the test"
+        "--num-val", type=int, default=100, metavar="N", help="new images for the test"
     )
-    parser.add_argument(
-        "--images", type=int, default=3, metavar="N", help="images of each kind in the pictures"
-    )
+    parser.add_argument("--images", type=int, default=4, metavar="N", help="images in the pictures")
     parser.add_argument(
         "--score-thr", type=float, default=0.5, metavar="T", help="draw predictions from here on"
     )

@@ -134,8 +134,8 @@ def training_of(checkpoint: dict) -> str:
         For example ``mask-rcnn_r50_fpn_1x_coco (MaskRCNN)``; empty if nothing is recorded.
     """
     meta = checkpoint.get("meta") or {}
-    # The runner calls an experiment <config's name>_<date>_<time>.
-    name = re.sub(r"_\d{8}_\d{6}$", "", str(meta.get("experiment_name") or ""))
+    # The runner calls an experiment <config's name>_<date>_<time>; see also build_runner.
+    name = re.sub(r"(_run\d+)?_\d{8}_\d{6}$", "", str(meta.get("experiment_name") or ""))
     kind = _model_type(str(meta.get("cfg") or meta.get("config") or ""))
     return f"{name} ({kind})" if name and kind else name or kind
 

@@ -4,32 +4,41 @@ Every run leaves one JSON file with its command, its figures and its log; the su
 from these files alone, and runs whose file is there are not repeated.
 """
 
+import contextlib
+import hashlib
 import json
-import os
-import shlex
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
+from mmengine.config import Config
 
+from mmdet_plus.compat import available_cores, versions
 from mmdet_plus.engine.config import resolve_config
 from mmdet_plus.engine.errors import UserError
-from mmdet_plus.files import write_file, write_json
+from mmdet_plus.engine.stages import (
+    BOOKKEEPING,
+    ProgressLine,
+    Stage,
+    read_scalars,
+    run_chains,
+    shown,
+)
+from mmdet_plus.files import only_one, write_file, write_json
 
-_POLL_SECONDS = 2.0
-_REPORT_SECONDS = 60.0
+_BUSY = "a training is at work there, or one that was left behind; wait for it, or end it"
 
 
 class Run(NamedTuple):
-    """One training: a config, a seed, where it works and where its record goes."""
+    """One training: what makes it, where it works and where its record goes.
+
+    ``digest`` stands for the whole of the config, with the options and all that it inherits.
+    """
 
     config: Path
     seed: int
+    digest: str
     work_dir: Path
     record: Path
 
@@ -40,46 +49,65 @@ class Run(NamedTuple):
 
 
 def plan_runs(
-    configs: Sequence[str], seeds: Sequence[int], out: Path, work_dirs: Path
+    configs: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    work_dirs: Path,
+    options: Sequence[str] = (),
 ) -> list[Run]:
     """List the runs of a comparison, seed by seed, so that an early stop leaves whole rows.
 
+    A run works in a folder named after its config's content, so that no run goes on from, or
+    reports the figures of, a run with other settings.
+
     Raises:
-        UserError: A config is not found, or two have the same file name.
+        UserError: A config is not found, two have the same file name, a seed is given twice, or a
+            record in ``out`` was made with other settings.
     """
     paths = [resolve_config(name) for name in configs]
     stems = [path.stem for path in paths]
     if len(set(stems)) != len(stems):
         raise UserError(f"configs of one name cannot be told apart in {out}: {', '.join(stems)}")
-    return [
-        Run(path, seed, work_dirs / f"{path.stem}_seed{seed}", out / f"{path.stem}_seed{seed}.json")
-        for seed in seeds
-        for path in paths
-    ]
+    if len(set(seeds)) != len(seeds):
+        raise UserError(f"--seeds: each seed once, not {' '.join(map(str, seeds))}")
+    digests = [config_digest(path, options) for path in paths]
+    runs = []
+    for seed in seeds:
+        for path, digest in zip(paths, digests, strict=True):
+            name = f"{path.stem}_seed{seed}"
+            run = Run(path, seed, digest, work_dirs / f"{name}_{digest}", out / f"{name}.json")
+            _check_record(run)
+            runs.append(run)
+    return runs
 
 
-def read_scalars(work_dir: Path) -> tuple[list[dict], list[dict]]:
-    """Read what mmengine logged in a working folder, resumed parts included.
+def config_digest(config: Path, options: Sequence[str] = ()) -> str:
+    """Name the content of a config: the same for the same settings, wherever the clone lies.
+
+    Args:
+        config: The file; what it inherits counts.
+        options: ``key=value`` pairs that change it, in any order.
 
     Returns:
-        The training records by iteration, a later part replacing an earlier one, and all
-        validation records in the order of the log, each a flat dict.
+        Eight hex digits.
     """
-    training: dict[int, dict] = {}
-    validation: list[dict] = []
-    for path in sorted(work_dir.glob("*/vis_data/*.json")):
-        for line in path.read_text().splitlines():
-            if not line.startswith("{"):
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the last line of a run that was killed
-            if "loss" in record:
-                training[record.get("iter", record["step"])] = record
-            elif any("/" in key for key in record):
-                validation.append(record)
-    return list(training.values()), validation
+    # Some settings are paths beside the config.
+    text = Config.fromfile(config).pretty_text.replace(str(config.resolve().parents[1]), "")
+    return hashlib.sha256("\n".join([text, *sorted(options)]).encode()).hexdigest()[:8]
+
+
+def _check_record(run: Run) -> None:
+    if not run.record.is_file():
+        return
+    try:
+        found = json.loads(run.record.read_text()).get("config_digest")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{run.record}: not a record ({error}); delete it") from error
+    if found != run.digest:
+        raise UserError(
+            f"{run.record}: made with another content of {run.config.stem} or with other options "
+            "than now; choose another --out, or delete that record to make it anew"
+        )
 
 
 def summarise(records: Sequence[dict]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -134,7 +162,7 @@ def compare(
     work_dirs: str = "work_dirs/compare",
     jobs: int = 1,
     options: Sequence[str] = (),
-    say: Callable[[str], None] = print,
+    line: ProgressLine | None = None,
 ) -> dict:
     """Train every config with every seed and write records, ``summary.json`` and ``summary.md``.
 
@@ -148,101 +176,74 @@ def compare(
         work_dirs: Folder of the runs' working folders.
         jobs: Runs at a time; each gets its share of the cores.
         options: ``key=value`` pairs for all runs.
-        say: Receives lines of progress.
+        line: Shows the progress; on stdout by default.
 
     Returns:
         The summary.
 
     Raises:
-        UserError: A config is not found, or a run failed; the message names its log.
+        UserError: A config is not found, a record in ``out`` was made with other settings, a run
+            is at work already, or a run failed; the message names its log.
     """
+    if jobs < 1:
+        raise UserError(f"--jobs: at least 1, not {jobs}")
+    line = line or ProgressLine(interval=60.0)
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    runs = plan_runs(configs, seeds, folder, Path(work_dirs))
-    waiting = [run for run in runs if not run.record.is_file()]
+    runs = plan_runs(configs, seeds, folder, Path(work_dirs), options)
+    waiting = {run: _stage(run, train_script, options) for run in runs if not run.record.is_file()}
     if len(waiting) < len(runs):
-        say(f"{len(runs) - len(waiting)} of {len(runs)} runs have their record in {out} already")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    running: dict[Run, tuple[subprocess.Popen, float, list[str]]] = {}
-    last_report = time.monotonic()
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                run = waiting.pop(0)
-                command = _command(run, train_script, options)
-                running[run] = (_start(run, command, threads), time.monotonic(), command)
-                say(f"{run.name}: started, log in {run.work_dir / 'train.log'}")
-            time.sleep(_POLL_SECONDS)
-            for run in [r for r, (process, *_) in running.items() if process.poll() is not None]:
-                process, start, command = running.pop(run)
-                if process.returncode != 0:
-                    raise UserError(
-                        f"{run.name} ended with code {process.returncode}: read the end of "
-                        f"{run.work_dir / 'train.log'}, then start the comparison again; "
-                        "finished runs are kept"
-                    )
-                _write_record(run, command, threads, time.monotonic() - start)
-                say(f"{run.name}: done in {time.monotonic() - start:.0f} s")
-            if running and time.monotonic() - last_report > _REPORT_SECONDS:
-                last_report = time.monotonic()
-                say("; ".join(f"{run.name}: iteration {_iteration(run)}" for run in running))
-    finally:
-        for process, *_ in running.values():
-            process.terminate()
+        line.say(f"{len(runs) - len(waiting)} of {len(runs)} runs have their record in {out}")
+    with contextlib.ExitStack() as stack:
+        locks = [
+            stack.enter_context(only_one(stage.folder, busy=_BUSY)) for stage in waiting.values()
+        ]
+        owners = {stage: run for run, stage in waiting.items()}
+        for stage, run in owners.items():
+            if stage.record.is_file():
+                _write_record(run, stage)
+        run_chains(
+            [[stage] for stage in owners],
+            line,
+            threads=max(1, available_cores() // jobs),
+            at_once=jobs,
+            locks=locks,
+            done=lambda stage: _write_record(owners[stage], stage),
+        )
     return _write_summary(runs, folder)
 
 
-def _command(run: Run, train_script: Path, options: Sequence[str]) -> list[str]:
-    """The command of a run, as a person would type it in the repository."""
-    config = os.path.relpath(run.config) if run.config.is_relative_to(Path.cwd()) else run.config
-    return [
-        "python",
-        os.path.relpath(train_script) if train_script.is_relative_to(Path.cwd()) else train_script,
-        str(config),
+def _stage(run: Run, train_script: Path, options: Sequence[str]) -> Stage:
+    command = (
+        shown(train_script),
+        shown(run.config),
         "--work-dir",
-        str(run.work_dir),
+        shown(run.work_dir),
         "--resume",
         "--cfg-options",
         f"randomness.seed={run.seed}",
         *options,
-    ]
+    )
+    return Stage(run.name, run.work_dir, command)
 
 
-def _start(run: Run, command: list[str], threads: int) -> subprocess.Popen:
-    run.work_dir.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with open(run.work_dir / "train.log", "ab") as log:
-        return subprocess.Popen(
-            [sys.executable, *map(str, command[1:])],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
-
-
-def _iteration(run: Run) -> int:
-    training, _ = read_scalars(run.work_dir)
-    return max((record["step"] for record in training), default=0)
-
-
-def _write_record(run: Run, command: list[str], threads: int, seconds: float) -> None:
+def _write_record(run: Run, stage: Stage) -> None:
     training, validation = read_scalars(run.work_dir)
     if not validation:
         raise UserError(
             f"{run.config}: the training never validated; set train_cfg.val_interval so that it "
             "does after the last iteration"
         )
-    last = validation[-1]
+    done = json.loads(stage.record.read_text())
     record = {
-        "command": shlex.join(map(str, command)),
+        "command": done["command"],
         "config": run.config.stem,
+        "config_digest": run.digest,
         "seed": run.seed,
-        "metrics": {key: value for key, value in last.items() if "/" in key},
+        "metrics": {key: v for key, v in validation[-1].items() if key not in BOOKKEEPING},
         # A validation counts in epochs unless the config says otherwise.
         "iterations": max(entry["step"] for entry in training),
-        "seconds": round(seconds, 1),
-        "threads": threads,
-        "torch": torch.__version__,
+        **{key: done[key] for key in ("seconds", "cpu_seconds", "continued", "threads")},
+        "versions": versions(),
         "validation": validation,
         "training": [
             {key: round(value, 5) for key, value in entry.items() if key != "memory"}

@@ -1,5 +1,6 @@
 """What ``tools/train.py`` does."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from mmdet_plus.engine.data_check import check_data
 from mmdet_plus.engine.distributed import prepare_distributed
 from mmdet_plus.engine.errors import UserError
 from mmdet_plus.engine.resumable import make_resumable
+
+_RUNNERS_BUILT = itertools.count(1)
 
 
 def prepare_train_cfg(
@@ -60,7 +63,7 @@ def prepare_train_cfg(
     use_safe_checkpoint_loading()
     if resume:
         _resume_from(cfg, resume)
-    elif cfg.get("load_from"):
+    if cfg.get("load_from"):
         require_checkpoint(cfg.load_from)
     make_resumable(cfg)
     limit_dynamo_cache(cfg)
@@ -85,9 +88,16 @@ def train(cfg: Config) -> Runner:
 def build_runner(cfg: Config) -> Runner:
     """Build the runner that a config names, mmengine's own by default.
 
+    The second runner of a process, and each after it, gets an experiment name of its own:
+    mmengine looks up its scope and its logger by that name and the second in which a run starts,
+    so that two quick runs of one config's name would share those of the first.
+
     Raises:
         UserError: A part is given an argument that it does not know, such as a field misspelt.
     """
+    number = next(_RUNNERS_BUILT)
+    if number > 1 and not cfg.get("experiment_name"):
+        cfg.experiment_name = f"{Path(cfg.filename or 'config').stem}_run{number}"
     try:
         return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
     except TypeError as error:
@@ -135,22 +145,15 @@ def use_amp(cfg: Config) -> None:
 
 
 def _resume_from(cfg: Config, resume: str) -> None:
+    """Go on from a checkpoint; where ``auto`` finds none, start from ``load_from`` as ever."""
+    path = _latest_checkpoint(cfg.work_dir) if resume == "auto" else resume
+    if path is None:
+        print_log(f"{cfg.work_dir}: no checkpoint to resume from, the training starts anew")
+        return
     cfg.resume = True
-    cfg.load_from = None if resume == "auto" else resume
-    if resume == "auto":
-        path = find_latest_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
-        if path is None:
-            print_log(f"{cfg.work_dir}: no checkpoint to resume from, the training starts anew")
-            return
-        if not Path(path).is_file():
-            # The note of the latest checkpoint holds an absolute path; the folder may have moved.
-            moved = Path(cfg.work_dir) / Path(path).name
-            if not moved.is_file():
-                raise UserError(f"{path}: named by {cfg.work_dir}/last_checkpoint, but not there")
-            path = str(moved)
-        cfg.load_from = path
-    require_checkpoint(cfg.load_from)
-    if "://" in cfg.load_from:
+    cfg.load_from = path
+    require_checkpoint(path)
+    if "://" in path:
         return
     seed = read_checkpoint_records(cfg.load_from).get("seed")
     if seed is not None:
@@ -159,6 +162,17 @@ def _resume_from(cfg: Config, resume: str) -> None:
         if randomness.get("seed") not in (None, seed):
             print_log(f"Resuming with the seed {seed} of {cfg.load_from}")
         cfg.randomness = {**randomness, "seed": seed}
+
+
+def _latest_checkpoint(work_dir: str) -> str | None:
+    path = find_latest_checkpoint(work_dir) if Path(work_dir).is_dir() else None
+    if path is None or Path(path).is_file():
+        return path
+    # The note of the latest checkpoint holds an absolute path; the folder may have moved.
+    moved = Path(work_dir) / Path(path).name
+    if not moved.is_file():
+        raise UserError(f"{path}: named by {work_dir}/last_checkpoint, but not there")
+    return str(moved)
 
 
 def limit_dynamo_cache(cfg: Config) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of masks, and the demo that shows two models beside the ground truth."""
+"""Pictures of masks, side by side."""
 
 from .side_by_side import (
     UNMATCHED,

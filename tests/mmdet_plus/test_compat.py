@@ -85,6 +85,26 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     assert not trace.exists()
 
 
+@pytest.mark.parametrize("read", [compat.load_from_local, compat.read_checkpoint_records])
+def test_restriction_does_not_hang_on_torch_s_default(tmp_path, monkeypatch, read):
+    monkeypatch.setattr(torch.serialization, "_default_to_weights_only", lambda _: False)
+    trace = tmp_path / "trace"
+    path = tmp_path / "bad.pth"
+    torch.save(dict(state_dict={}, extra=Runs(os.mkdir, str(trace))), path)
+    with pytest.raises(pickle.UnpicklingError, match=r"bad\.pth"):
+        read(str(path))
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("read", [compat.load_from_local, compat.read_checkpoint_records])
+def test_a_trusted_file_is_let_through(tmp_path, monkeypatch, read):
+    trace = tmp_path / "trace"
+    torch.save(dict(meta={}, extra=Runs(os.mkdir, str(trace))), tmp_path / "own.pth")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    read(str(tmp_path / "own.pth"))
+    assert trace.is_dir()
+
+
 @pytest.mark.parametrize("name", ["__init__", "__globals__", "nothing"])
 def test_getattr_reaches_nothing_but_statistics(tmp_path, name):
     torch.save(Runs(getattr, HistoryBuffer, name), tmp_path / "bad.pth")

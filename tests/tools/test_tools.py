@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,18 +96,96 @@ def test_two_processes_measure_what_one_does(folder, config, checkpoint, metrics
     assert metrics_in(folder / "tested-by-2") == metrics
 
 
+WEIGHTS = """
+from pathlib import Path
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class WeightsHook(Hook):
+    def after_train(self, runner):
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        weights = {name: weight.detach() for name, weight in model.named_parameters()}
+        torch.save(weights, Path(runner.work_dir) / f"rank{runner.rank}.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def keep_weights(folder):
+    """Make a copy of a config that keeps every process's weights after training."""
+    (folder / "weights_hook.py").write_text(WEIGHTS)
+
+    def rewrite(config, *changes):
+        text = config.read_text()
+        imports = "['mmdet_plus.engine', 'weights_hook']"
+        for old, new in (("['mmdet_plus.engine']", imports), *changes):
+            assert old in text, old
+            text = text.replace(old, new)
+        text += "custom_hooks = [dict(type='mmengine.WeightsHook')]\n"
+        path = config.with_name(f"{config.stem}-weights.py")
+        path.write_text(text)
+        return path
+
+    return rewrite
+
+
+def weights_of(work_dir, rank):
+    return torch.load(work_dir / f"rank{rank}.pt", weights_only=True)
+
+
+def path_with(folder):
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+
+
 @no_gpu
-def test_two_processes_train_one_model(folder, config):
+def test_two_processes_train_one_model(folder, config, keep_weights):
+    config, path = keep_weights(config), path_with(folder)
     work_dir = folder / "trained-by-2"
     command = ["bash", TOOLS / "dist_train.sh", config, 2, "--work-dir", work_dir]
     options = ["train_cfg.max_iters=4", *NO_VAL]
-    succeed(*command, "--cfg-options", *options, cwd=folder)
+    succeed(*command, "--cfg-options", *options, cwd=folder, PYTHONPATH=path)
     losses = tiny_zoo.read_losses(work_dir)
     assert sorted(losses) == [1, 2, 3, 4]
+    weights = [weights_of(work_dir, rank) for rank in (0, 1)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     resumed = [*command, "--resume", "--cfg-options", "train_cfg.max_iters=6", *NO_VAL]
-    output = succeed(*resumed, cwd=folder, PORT="29651")
+    output = succeed(*resumed, cwd=folder, PORT="29651", PYTHONPATH=path)
     assert "resumed epoch: 0, iter: 4" in output
     assert sorted(tiny_zoo.read_losses(work_dir)) == [1, 2, 3, 4, 5, 6]
+
+
+# Nothing in it is random, and no layer looks at more than one image at a time.
+PLAIN = [
+    (
+        "norm_cfg = dict(type='SyncBN', requires_grad=True)",
+        "norm_cfg = dict(type='GN', num_groups=2)",
+    ),
+    ("dropout_ratio=0.1", "dropout_ratio=0"),
+    ("        dict(type='RandomCrop', crop_size=(48, 48)),\n", ""),
+    ("        dict(type='RandomFlip', prob=0.5),\n", ""),
+    ("        dict(type='PhotoMetricDistortion'),\n", ""),
+]
+
+
+@no_gpu
+def test_two_processes_take_the_steps_of_one_with_twice_the_batch(folder, config, keep_weights):
+    segmenter = tiny_zoo.write_config(folder / "plain.py", folder / "data", "fcn")
+    segmenter, path = keep_weights(segmenter, *PLAIN), path_with(folder)
+    options = ["--cfg-options", "train_cfg.max_iters=3", "randomness.seed=3", *NO_VAL]
+    both = {}
+    for processes, images in ((1, 2), (2, 1)):
+        work_dir = folder / f"plain-by-{processes}"
+        command = ["bash", TOOLS / "dist_train.sh", segmenter, processes, "--work-dir", work_dir]
+        batch = f"train_dataloader.batch_size={images}"
+        succeed(*command, *options, batch, cwd=folder, PYTHONPATH=path)
+        both[processes] = [weights_of(work_dir, rank) for rank in range(processes)]
+    (alone,), (first, second) = both[1], both[2]
+    for name, weight in alone.items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], weight, rtol=1e-4, atol=1e-6)
 
 
 @no_gpu
@@ -140,11 +219,40 @@ def test_a_process_that_dies_ends_the_job(folder, config):
     text += "custom_hooks = [dict(type='mmengine.CrashHook')]\n"
     (folder / "crash.py").write_text(text)
     command = ["bash", TOOLS / "dist_train.sh", "crash.py", 2, "--work-dir", "crashed"]
-    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
-    code, output = call(*command, cwd=folder, timeout=120, PYTHONPATH=path)
+    code, output = call(*command, cwd=folder, timeout=120, PYTHONPATH=path_with(folder))
     assert code != 0
     assert "exitcode  : 9" in output
     assert len(tiny_zoo.read_losses(folder / "crashed")) < 6
+
+
+MISTAKEN = """
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from mmdet_plus.errors import UserError
+
+@HOOKS.register_module()
+class MistakenHook(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.rank == 1 and batch_idx == 1:
+            raise UserError("my.json: mend it")
+"""
+
+
+@no_gpu
+def test_a_mistake_that_another_process_meets_alone_is_told(folder, config):
+    (folder / "mistaken_hook.py").write_text(MISTAKEN)
+    text = config.read_text().replace(
+        "['mmdet_plus.engine']", "['mmdet_plus.engine', 'mistaken_hook']"
+    )
+    text += "custom_hooks = [dict(type='mmengine.MistakenHook')]\n"
+    (folder / "mistaken.py").write_text(text)
+    command = ["bash", TOOLS / "dist_train.sh", "mistaken.py", 2, "--work-dir", "mistaken"]
+    code, output = call(*command, cwd=folder, timeout=120, PYTHONPATH=path_with(folder))
+    assert code != 0
+    assert [line for line in output.splitlines() if "error: " in line and "json" in line] == [
+        "rank 1: error: my.json: mend it"
+    ]
 
 
 @no_gpu
@@ -246,6 +354,65 @@ def test_a_mistake_is_one_line_and_code_2(folder, config, tmp_path):
         "error: absent.pth: there is no such checkpoint file\n",
     )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def checked(tmp_path):
+    """A small data set of which the annotations are checked, and its config."""
+    data = tiny_zoo.make_data(tmp_path / "data", num_images=2)
+    config = tiny_zoo.write_config(tmp_path / "checked.py", data, workers=1)
+    text = config.read_text().replace("'CocoDataset'", "'CheckedCocoDataset'")
+    imports = "['mmdet_plus.engine', 'mmdet_plus.datasets']"
+    config.write_text(text.replace("['mmdet_plus.engine']", imports))
+    return config, data
+
+
+def cut_json(data):
+    (data / "coco.json").write_text('{"images": [')
+
+
+def remove_image(data):
+    (data / "images" / "001.png").unlink()
+
+
+def set_mask(value):
+    def change(data):
+        content = json.loads((data / "coco.json").read_text())
+        content["annotations"][2]["segmentation"] = value
+        (data / "coco.json").write_text(json.dumps(content))
+
+    return change
+
+
+def spoil_image(data):
+    (data / "images" / "001.png").write_text("no picture")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (cut_json, r"not a JSON file"),
+        (remove_image, r"image 1: image file .*001\.png does not exist"),
+        (set_mask([[1, 2, 3]]), r"annotation 3 of image 1 .*polygon 0 .* has 3 numbers"),
+        (
+            set_mask(dict(size=[9, 9], counts=[0, 81])),
+            r"annotation 3 of image 1 .*its RLE has size \[9, 9\]",
+        ),
+        (set_mask([]), r"annotation 3 of image 1 .*has no segmentation.*remove the record"),
+        # Met by a data loader's process, not at the start.
+        (spoil_image, r"image 1: .*001\.png cannot be read as a picture"),
+    ],
+    ids=["json", "image", "polygon", "rle", "mask", "worker"],
+)
+def test_faults_of_the_data_are_one_line_and_code_2(checked, tmp_path, spoil, words):
+    config, data = checked
+    spoil(data)
+    command = [sys.executable, TOOLS / "train.py", config, "--work-dir", tmp_path / "work"]
+    code, output = call(*command, "--cfg-options", *NO_VAL, cwd=tmp_path)
+    assert code == 2, output[-3000:]
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert re.match(rf"error: {data}/coco\.json: .*{words}", line)
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize("tool", ["train.py", "test.py"])

@@ -116,6 +116,26 @@ def test_auto_resume_finds_the_latest_checkpoint_and_its_seed(tmp_path, data, mo
         prepare_train_cfg(str(config), work_dir=str(moved), resume="absent.pth")
 
 
+def test_auto_resume_without_a_checkpoint_starts_from_load_from(tmp_path, data):
+    config = tiny_zoo.write_config(tmp_path / "c.py", data, "fcn")
+    run(config, tmp_path / "first", options={"train_cfg.max_iters": 2})
+    start = str(tmp_path / "first" / "iter_2.pth")
+    cfg = prepare_train_cfg(
+        str(config),
+        work_dir=str(tmp_path / "second"),
+        resume="auto",
+        cfg_options={"load_from": start},
+    )
+    assert cfg.load_from == start and not cfg.get("resume")
+    with pytest.raises(UserError, match=r"gone\.pth: there is no such checkpoint"):
+        prepare_train_cfg(
+            str(config),
+            work_dir=str(tmp_path / "second"),
+            resume="auto",
+            cfg_options={"load_from": "gone.pth"},
+        )
+
+
 class Numbers:
     """Ten samples with a random part each."""
 

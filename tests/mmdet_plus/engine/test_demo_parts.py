@@ -10,10 +10,10 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from mmdet_plus.datasets import make_shapes
+from mmdet_plus.engine import demo
 from mmdet_plus.engine.config import apply_options
 from mmdet_plus.engine.errors import UserError
-from mmdet_plus.visualization import demo
-from mmdet_plus.visualization.stages import ProgressLine
+from mmdet_plus.engine.stages import ProgressLine
 
 TOOLS = Path(__file__).resolve().parents[3] / "tools"
 
@@ -27,68 +27,75 @@ def shapes(tmp_path_factory):
 def options_of(stage):
     """The options behind --cfg-options, as the tool would parse them."""
     start = stage.command.index("--cfg-options") + 1
-    pairs = [item.split("=", 1) for item in stage.command[start:]]
-    return {key: int(value) if value.isdigit() else value for key, value in pairs}
+    return {
+        key: parsed(value) for key, _, value in (i.partition("=") for i in stage.command[start:])
+    }
+
+
+def parsed(value):
+    if value == "None":
+        return None
+    return int(value) if value.isdigit() else value
 
 
 def test_both_models_get_the_same_from_the_same_start(tmp_path):
     settings = demo.Settings(iterations=90, seed=7, num_train=4, num_val=2)
-    first, arms = demo.plan(tmp_path, tmp_path / "shapes", settings, TOOLS)
-    trainings = [chain[0] for chain in arms.values()]
-    assert first.iterations == 60 and [stage.iterations for stage in trainings] == [30, 30]
+    chains = demo.plan(tmp_path, tmp_path / "shapes", settings, TOOLS)
+    trainings = [chain[0] for chain in chains.values()]
+    assert [stage.iterations for stage in trainings] == [90, 90]
     baseline, refined = map(options_of, trainings)
     assert baseline == refined
-    assert baseline["load_from"] == str(first.folder / "iter_60.pth")
-    assert baseline["randomness.seed"] == options_of(first)["randomness.seed"] == 7
-    assert "load_from" not in options_of(first)
-    assert trainings[0].command[1] != trainings[1].command[1]
-    for chain in arms.values():
-        assert {stage.command[2] for stage in chain[1:]} == {str(chain[0].folder / "iter_30.pth")}
-        assert len({stage.folder for stage in chain}) == 3
+    assert baseline["randomness.seed"] == 7
+    configs = [Config.fromfile(stage.command[1]) for stage in trainings]
+    assert configs[0].load_from == configs[1].load_from
+    assert Path(configs[0].load_from).is_file()
+    assert [cfg.model.type for cfg in configs] == ["MaskRCNN", "MaskRefiningRCNN"]
+    for training, test in chains.values():
+        assert test.command[1] == training.command[1]
+        assert test.command[2] == str(training.folder / "iter_90.pth")
+    assert len({stage.folder for chain in chains.values() for stage in chain}) == 4
 
 
-def test_tests_read_the_split_that_they_are_named_after(tmp_path):
+def test_all_stages_read_the_demo_s_own_data(tmp_path):
     settings = demo.Settings(iterations=90, seed=7, num_train=4, num_val=2)
-    _, arms = demo.plan(tmp_path, tmp_path / "shapes", settings, TOOLS)
-    for chain in arms.values():
-        for split, stage in zip(("train", "val"), chain[1:], strict=True):
-            cfg = Config.fromfile(stage.command[1])
-            apply_options(cfg, options_of(stage))
-            data, metric = cfg.test_dataloader.dataset, cfg.test_evaluator
-            assert data.data_root + data.ann_file == metric.ann_file
-            assert metric.ann_file.endswith(f"shapes/annotations/instances_{split}.json")
-            assert data.data_prefix.img == f"{split}/"
+    for training, test in demo.plan(tmp_path, tmp_path / "shapes", settings, TOOLS).values():
+        cfg = Config.fromfile(training.command[1])
+        apply_options(cfg, options_of(training))
+        assert cfg.train_dataloader.dataset.data_root == f"{tmp_path}/shapes/"
+        assert cfg.val_dataloader is None
+        cfg = Config.fromfile(test.command[1])
+        apply_options(cfg, options_of(test))
+        data, metric = cfg.test_dataloader.dataset, cfg.test_evaluator
+        assert data.data_root + data.ann_file == metric.ann_file
+        assert metric.ann_file == f"{tmp_path}/shapes/annotations/instances_val.json"
 
 
-@pytest.mark.parametrize("iterations", [6, 7, 50, 601])
+@pytest.mark.parametrize("iterations", [2, 3, 50, 601])
 def test_the_schedule_ends_with_the_training(tmp_path, iterations):
     settings = demo.Settings(iterations, seed=0, num_train=4, num_val=2)
-    first, arms = demo.plan(tmp_path, tmp_path / "shapes", settings, TOOLS)
-    stages = [first, *(chain[0] for chain in arms.values())]
-    assert all(stage.iterations >= 1 for stage in stages)
-    assert stages[0].iterations + stages[1].iterations == iterations
-    for stage in stages:
+    for stage, _ in demo.plan(tmp_path, tmp_path / "shapes", settings, TOOLS).values():
+        assert stage.iterations == iterations
         cfg = Config.fromfile(stage.command[1])
         apply_options(cfg, options_of(stage))
         warm_up, cosine = cfg.param_scheduler
         assert cfg.train_cfg.max_iters == cosine.end == stage.iterations
-        assert warm_up.end == cosine.begin and cosine.begin + cosine.T_max >= cosine.end
+        assert 0 < warm_up.end == cosine.begin and cosine.begin + cosine.T_max == cosine.end
 
 
 def test_metrics_of_the_last_test_count(tmp_path):
     for time, value in (("20260101_000000", 0.1), ("20260101_000001", 0.2)):
-        metrics = {f"coco/{name}": value for name in demo._METRICS} | {"time": 1.0}
+        metrics = {f"coco/{name}": value for name in demo.METRICS} | {"time": 1.0}
         (tmp_path / time).mkdir()
         (tmp_path / time / f"{time}.json").write_text(json.dumps(metrics))
-    assert demo.read_metrics(tmp_path) == dict.fromkeys(demo._METRICS, 0.2)
+    assert demo.read_metrics(tmp_path) == dict.fromkeys(demo.METRICS, 0.2)
     with pytest.raises(UserError, match="holds no metrics"):
         demo.read_metrics(tmp_path / "20260101_000000")
 
 
 def test_table_shows_per_cent_and_the_change():
     metrics = {
-        "Mask R-CNN": dict.fromkeys(demo._METRICS, 0.2),
-        "MR R-CNN": dict.fromkeys(demo._METRICS, 0.234) | {"bbox_mAP": 0.1},
+        "Mask R-CNN": dict.fromkeys(demo.METRICS, 0.2),
+        "MR R-CNN": dict.fromkeys(demo.METRICS, 0.234) | {"bbox_mAP": 0.1},
     }
     table = demo.comparison_table(metrics).splitlines()
     assert [line.split()[-1] for line in table] == ["AP75", "20.0", "23.4", "+3.4"]
@@ -133,17 +140,15 @@ def test_pictures_show_truth_and_predictions(shapes, tmp_path):
     for name, items in (("All", found), ("None", [])):
         results[name] = tmp_path / f"{name}.json"
         results[name].write_text(json.dumps(items))
-    paths = demo.draw_pictures(
-        shapes, "val", results, tmp_path / "pictures", images=2, score_thr=0.2
-    )
-    assert [path.name for path in paths][0] == "val.png" and len(paths) == 3
+    paths = demo.draw_pictures(shapes, results, tmp_path / "pictures", images=2, score_thr=0.2)
+    assert [path.name for path in paths][0] == "overview.png" and len(paths) == 3
     assert paths[0].stat().st_size < 400_000
     picture = np.asarray(Image.open(paths[1]))[34 + 8 :, 8:]
     left, middle, right = (picture[:256, i * 264 : i * 264 + 256] for i in range(3))
     assert (left == middle).all()
     assert (left != right).any()
 
-    above = demo.draw_pictures(shapes, "val", results, tmp_path / "above", images=2, score_thr=0.5)
+    above = demo.draw_pictures(shapes, results, tmp_path / "above", images=2, score_thr=0.5)
     assert (np.asarray(Image.open(above[1])) != np.asarray(Image.open(paths[1]))).any()
 
 
@@ -158,9 +163,19 @@ def test_a_folder_of_other_settings_is_left_alone(tmp_path):
         demo._claim(tmp_path, settings)
 
 
-@pytest.mark.parametrize("change", [{"iterations": 5}, {"num_train": 1}, {"num_val": 0}])
-def test_settings_without_meaning_make_no_folder(tmp_path, change):
+@pytest.mark.parametrize(
+    ("change", "choices", "message"),
+    [
+        (dict(iterations=1), {}, "--iterations: at least 2"),
+        (dict(seed=-1), {}, "--seed: at least 0"),
+        (dict(num_train=1), {}, "--num-train: at least 2"),
+        (dict(num_val=0), {}, "--num-val: at least 1"),
+        ({}, dict(images=0), "--images: at least 1"),
+        ({}, dict(score_thr=1.5), "--score-thr: a score in"),
+    ],
+)
+def test_settings_without_meaning_make_no_folder(tmp_path, change, choices, message):
     settings = demo.Settings(iterations=9, seed=0, num_train=2, num_val=1)._replace(**change)
-    with pytest.raises(UserError, match="a demo needs"):
-        demo.run_demo(tmp_path / "demo", settings, TOOLS, "demo", line=ProgressLine())
+    with pytest.raises(UserError, match=message):
+        demo.run_demo(tmp_path / "demo", settings, TOOLS, "demo", line=ProgressLine(), **choices)
     assert not (tmp_path / "demo").exists()

@@ -1,12 +1,11 @@
 """What ``tools/demo.py`` does: MR R-CNN beside Mask R-CNN on Shapes, in minutes.
 
-As in section 4.1 of the paper, a Mask R-CNN is trained first; then both go on from its weights for
-equally many iterations: Mask R-CNN as it is, MR R-CNN with its refining heads copied from it. They
-see the same data with the same seed under the same schedule. All of it happens through the
-commands that users have, ``tools/train.py`` and ``tools/test.py``, with configs of the zoo.
+As in section 4.1 of the paper, both go on from a trained Mask R-CNN for equally many iterations:
+Mask R-CNN as it is, MR R-CNN with its refining heads copied from it. They see the same data with
+the same seed under the same schedule. All of it happens through the commands that users have,
+``tools/train.py`` and ``tools/test.py``, with configs of the zoo.
 
-A model from scratch needs hours on Shapes to do well on new images. What minutes can show is that
-it learns the few images that it trains on, so both kinds are tested and pictured.
+The trained Mask R-CNN lies beside the configs: from scratch Shapes takes an hour, not minutes.
 """
 
 import contextlib
@@ -21,16 +20,16 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
+from mmdet_plus.compat import available_cores, versions
 from mmdet_plus.datasets import make_shapes
 from mmdet_plus.engine.config import resolve_config
 from mmdet_plus.engine.errors import UserError
-from mmdet_plus.files import write_json
-
-from .side_by_side import (
+from mmdet_plus.engine.stages import ProgressLine, Stage, run_chains, shown
+from mmdet_plus.files import only_one, write_json
+from mmdet_plus.visualization import (
     UNMATCHED,
     distinct_colours,
     draw_masks,
@@ -38,25 +37,25 @@ from .side_by_side import (
     picture_grid,
     write_png,
 )
-from .stages import ProgressLine, Stage, only_one, run_chains
 
 BASELINE, REFINED = "Mask R-CNN", "MR R-CNN"
 _CONFIGS = {BASELINE: "mask-rcnn_r18_shapes_demo", REFINED: "mr-rcnn_r18_shapes_demo"}
-# Each split is tested; the name is for people.
-SPLITS = {"train": "training images", "val": "new images"}
-_METRICS = tuple(f"{kind}_mAP{at}" for kind in ("bbox", "segm") for at in ("", "_50", "_75"))
+METRICS = tuple(f"{kind}_mAP{at}" for kind in ("bbox", "segm") for at in ("", "_50", "_75"))
 _HEADS = ("box AP", "AP50", "AP75", "mask AP", "AP50", "AP75")
-# The part of the iterations that the two have in common.
-_COMMON = 2 / 3
+_ANNOTATIONS = "annotations/instances_val.json"
 _WARM_UP = 20
-_OVERVIEW_BYTES = 390_000
+_BUSY = (
+    "a demo is at work there, or a training that an earlier one left behind; wait for it, end it, "
+    "or choose another --root"
+)
+_BYTES_PER_IMAGE = 97_000
 
 
 class Settings(NamedTuple):
     """What a demo is asked for; a folder holds a demo of one kind of settings.
 
     Attributes:
-        iterations: For each of the two models, the common ones included; at least 6.
+        iterations: For each of the two models, at least 2.
         seed: Of the data and of the trainings.
         num_train: Training images.
         num_val: Validation images.
@@ -87,7 +86,7 @@ def run_demo(
         settings: Data, seed and length.
         tools: Folder of ``train.py`` and ``test.py``.
         command: How the user started the demo, for the record.
-        images: Images of each kind in the pictures, at least 1.
+        images: Images in the pictures, at least 1.
         score_thr: Predictions below this score are not drawn, in [0, 1].
         line: Shows the progress; on stdout by default.
 
@@ -95,7 +94,8 @@ def run_demo(
         The content of ``results.json``.
 
     Raises:
-        UserError: ``root`` holds a demo of other settings or is in use, or a command failed.
+        UserError: An argument is out of its range, ``root`` holds a demo of other settings or is
+            in use, or a command failed.
     """
     line = line or ProgressLine()
     folder = Path(root).absolute()
@@ -104,13 +104,10 @@ def run_demo(
         raise UserError(
             f"{folder}: --cfg-options cannot hold this path; choose a --root without ,()[]"
         )
-    if settings.iterations < 6 or settings.num_train < 2 or settings.num_val < 1:
-        raise UserError(
-            "a demo needs 6 iterations, 2 training images and a validation image at least"
-        )
-    with only_one(folder) as lock:
+    _check(settings, images, score_thr)
+    with only_one(folder, busy=_BUSY) as lock:
         _claim(folder, settings)
-        cores = _cores()
+        cores = available_cores()
         line.say(f"Shapes: drawing {settings.num_train} + {settings.num_val} images")
         data = make_shapes(
             folder / "shapes",
@@ -120,28 +117,22 @@ def run_demo(
             workers=cores if cores > 1 else 0,
             progress=False,
         )
-        first, arms = plan(folder, data, settings, tools)
-        stages = [first, *(stage for chain in arms.values() for stage in chain)]
+        chains = plan(folder, data, settings, tools)
+        stages = [stage for chain in chains.values() for stage in chain]
         continued = any(stage.folder.exists() for stage in stages)
-        rest = arms[BASELINE][0].iterations
-        line.say(f"{BASELINE}: {first.iterations} iterations from scratch, {cores} threads")
-        run_chains([[first]], line, threads=cores, lock=lock)
         line.say(
-            f"From its weights, beside each other: {rest} more iterations of {BASELINE}, and "
-            f"{rest} of {REFINED}"
+            f"From one trained {BASELINE}, beside each other: {settings.iterations} more "
+            f"iterations of {BASELINE}, and {settings.iterations} of {REFINED}"
         )
-        run_chains(list(arms.values()), line, threads=max(1, cores // 2), lock=lock)
-        metrics, pictures = {}, []
-        for number, split in enumerate(SPLITS, start=1):
-            tests = {name: chain[number].folder for name, chain in arms.items()}
-            metrics[split] = {name: read_metrics(test) for name, test in tests.items()}
-            found = {name: test / "coco.segm.json" for name, test in tests.items()}
-            pictures += draw_pictures(data, split, found, folder / "pictures", images, score_thr)
+        run_chains(list(chains.values()), line, threads=max(1, cores // 2), locks=[lock])
+        tests = {name: chain[-1].folder for name, chain in chains.items()}
+        metrics = {name: read_metrics(test) for name, test in tests.items()}
+        found = {name: test / "coco.segm.json" for name, test in tests.items()}
+        pictures = draw_pictures(data, found, folder / "pictures", images, score_thr)
         record = {
             "command": command,
             "settings": settings._asdict(),
-            "iterations": {"common": first.iterations, "each": rest},
-            "torch": torch.__version__,
+            "versions": versions(),
             "cores": cores,
             "continued": continued,
             "seconds": round(time.monotonic() - began, 1),
@@ -155,17 +146,7 @@ def run_demo(
     return record
 
 
-class _Source(NamedTuple):
-    """What all stages of a demo share."""
-
-    data: Path
-    seed: int
-    tools: Path
-
-
-def plan(
-    folder: Path, data: Path, settings: Settings, tools: Path
-) -> tuple[Stage, dict[str, list[Stage]]]:
+def plan(folder: Path, data: Path, settings: Settings, tools: Path) -> dict[str, list[Stage]]:
     """List the commands of a demo.
 
     Args:
@@ -175,35 +156,29 @@ def plan(
         tools: Folder of ``train.py`` and ``test.py``.
 
     Returns:
-        The common training, and by model the stages after it: its training, then a test on each
-        of ``SPLITS``.
+        By model its training and its test.
     """
-    source = _Source(data, settings.seed, tools)
-    common = round(settings.iterations * _COMMON)
-    rest = settings.iterations - common
-    runs = folder / "runs"
-    first = _training(f"{BASELINE}, first part", BASELINE, runs / "common", common, source)
-    arms = {}
-    for name, config in _CONFIGS.items():
-        work_dir = runs / config.partition("_")[0]
-        start = f"load_from={first.folder / f'iter_{common}.pth'}"
-        training = _training(name, name, work_dir, rest, source, start)
-        arms[name] = [training, *(_test(name, training, split, source) for split in SPLITS)]
-    return first, arms
+    return {
+        name: [
+            _training(name, folder / "runs", data, settings, tools),
+            _test(name, folder / "runs", data, settings, tools),
+        ]
+        for name in _CONFIGS
+    }
 
 
-def _training(
-    title: str, model: str, work_dir: Path, iterations: int, source: _Source, *options: str
-) -> Stage:
-    warm_up = min(_WARM_UP, max(1, iterations // 4))
+def _training(name: str, runs: Path, data: Path, settings: Settings, tools: Path) -> Stage:
+    work_dir, iterations = _work_dir(name, runs), settings.iterations
+    warm_up = min(_WARM_UP, iterations // 2)
     command = (
-        str(source.tools / "train.py"),
-        str(resolve_config(_CONFIGS[model])),
+        shown(tools / "train.py"),
+        shown(resolve_config(_CONFIGS[name])),
         "--work-dir",
-        str(work_dir),
+        shown(work_dir),
+        "--resume",
         "--cfg-options",
-        f"randomness.seed={source.seed}",
-        f"train_dataloader.dataset.data_root={source.data}/",
+        f"randomness.seed={settings.seed}",
+        f"train_dataloader.dataset.data_root={shown(data)}/",
         f"train_cfg.max_iters={iterations}",
         f"param_scheduler.0.end={warm_up}",
         f"param_scheduler.1.begin={warm_up}",
@@ -211,36 +186,33 @@ def _training(
         f"param_scheduler.1.T_max={iterations - warm_up}",
         "default_hooks.logger.interval=10",
         "default_hooks.checkpoint.interval=50",
-        # The tests follow in processes of their own.
+        # The test follows in a process of its own.
         "val_cfg=None",
         "val_dataloader=None",
         "val_evaluator=None",
-        *options,
     )
-    return Stage(title, work_dir, command, iterations)
+    return Stage(name, work_dir, command, iterations)
 
 
-def _test(model: str, training: Stage, split: str, source: _Source) -> Stage:
-    folder = training.folder / f"test_{split}"
+def _test(name: str, runs: Path, data: Path, settings: Settings, tools: Path) -> Stage:
+    folder = _work_dir(name, runs) / "test"
     command = (
-        str(source.tools / "test.py"),
-        str(resolve_config(_CONFIGS[model])),
-        str(training.folder / f"iter_{training.iterations}.pth"),
+        shown(tools / "test.py"),
+        shown(resolve_config(_CONFIGS[name])),
+        shown(_work_dir(name, runs) / f"iter_{settings.iterations}.pth"),
         "--work-dir",
-        str(folder),
+        shown(folder),
         "--cfg-options",
-        f"randomness.seed={source.seed}",
-        f"test_dataloader.dataset.data_root={source.data}/",
-        f"test_dataloader.dataset.ann_file=annotations/instances_{split}.json",
-        f"test_dataloader.dataset.data_prefix.img={split}/",
-        f"test_evaluator.ann_file={_annotations(source.data, split)}",
-        f"test_evaluator.outfile_prefix={folder / 'coco'}",
+        f"randomness.seed={settings.seed}",
+        f"test_dataloader.dataset.data_root={shown(data)}/",
+        f"test_evaluator.ann_file={shown(data / _ANNOTATIONS)}",
+        f"test_evaluator.outfile_prefix={shown(folder / 'coco')}",
     )
-    return Stage(f"{model}, test on {SPLITS[split]}", folder, command)
+    return Stage(f"{name}, test on new images", folder, command)
 
 
-def _annotations(data: Path, split: str) -> Path:
-    return data / "annotations" / f"instances_{split}.json"
+def _work_dir(name: str, runs: Path) -> Path:
+    return runs / _CONFIGS[name].partition("_")[0]
 
 
 def read_metrics(folder: Path) -> dict[str, float]:
@@ -258,8 +230,8 @@ def read_metrics(folder: Path) -> dict[str, float]:
     """
     for path in sorted(folder.glob("*/*.json"), reverse=True):
         found = json.loads(path.read_text())
-        if all(f"coco/{name}" in found for name in _METRICS):
-            return {name: found[f"coco/{name}"] for name in _METRICS}
+        if all(f"coco/{name}" in found for name in METRICS):
+            return {name: found[f"coco/{name}"] for name in METRICS}
     raise UserError(f"{folder}: holds no metrics; delete it and start the demo again")
 
 
@@ -273,8 +245,8 @@ def comparison_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
         Lines of text.
     """
     (_, before), (_, after) = metrics.items()
-    rows = [(name, [f"{100 * found[m]:.1f}" for m in _METRICS]) for name, found in metrics.items()]
-    rows.append(("change", [f"{100 * (after[m] - before[m]):+.1f}" for m in _METRICS]))
+    rows = [(name, [f"{100 * found[m]:.1f}" for m in METRICS]) for name, found in metrics.items()]
+    rows.append(("change", [f"{100 * (after[m] - before[m]):+.1f}" for m in METRICS]))
     lines = [" " * 12 + "".join(f"{head:>9}" for head in _HEADS)]
     lines += [f"{name:<12}" + "".join(f"{cell:>9}" for cell in cells) for name, cells in rows]
     return "\n".join(lines)
@@ -282,7 +254,6 @@ def comparison_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
 
 def draw_pictures(
     data: Path,
-    split: str,
     results: Mapping[str, Path],
     folder: Path,
     images: int,
@@ -292,22 +263,21 @@ def draw_pictures(
 
     Args:
         data: Folder of the Shapes set.
-        split: ``train`` or ``val``.
-        results: By model, its predictions on the split's images as COCO's results JSON.
+        results: By model, its predictions on the validation images as COCO's results JSON.
         folder: Where the pictures go.
         images: How many images, at least 1.
         score_thr: Predictions below this score are not drawn.
 
     Returns:
-        One PNG for all images, below 400 KB, then one for each image in full colour.
+        One PNG for all images, below 100 KB for each, then one for each image in full colour.
     """
-    truth = _read_coco(_annotations(data, split))
+    truth = _read_coco(data / _ANNOTATIONS)
     predictions = {name: _by_image(json.loads(path.read_text())) for name, path in results.items()}
-    titles = [f"Ground truth ({SPLITS[split]})", *results]
+    titles = ["Ground truth", *results]
     rows, paths = [], []
     for image_id in huddled_images(truth, images):
         info = truth.loadImgs(image_id)[0]
-        image = cv2.imread(str(data / split / info["file_name"]))
+        image = cv2.imread(str(data / "val" / info["file_name"]))
         real = _masks([ann["segmentation"] for ann in truth.imgToAnns[image_id]], image)
         colours = distinct_colours(len(real))
         row = [draw_masks(image, real, colours)]
@@ -320,9 +290,11 @@ def draw_pictures(
                 draw_masks(image, masks, [UNMATCHED if m < 0 else colours[m] for m in matches])
             )
         rows.append(row)
-        name = f"{split}_{Path(info['file_name']).stem}.png"
+        name = f"{Path(info['file_name']).stem}.png"
         paths.append(write_png(folder / name, picture_grid([row], titles)))
-    overview = write_png(folder / f"{split}.png", picture_grid(rows, titles), _OVERVIEW_BYTES)
+    overview = write_png(
+        folder / "overview.png", picture_grid(rows, titles), images * _BYTES_PER_IMAGE
+    )
     return [overview, *paths]
 
 
@@ -371,6 +343,21 @@ def _read_coco(path: Path) -> COCO:
         return COCO(str(path))
 
 
+def _check(settings: Settings, images: int, score_thr: float) -> None:
+    """Refuse what would fail only after minutes of training."""
+    for option, value, least in (
+        ("--iterations", settings.iterations, 2),
+        ("--seed", settings.seed, 0),
+        ("--num-train", settings.num_train, 2),
+        ("--num-val", settings.num_val, 1),
+        ("--images", images, 1),
+    ):
+        if value < least:
+            raise UserError(f"{option}: at least {least}, not {value}")
+    if not 0 <= score_thr <= 1:
+        raise UserError(f"--score-thr: a score in [0, 1], not {score_thr:g}")
+
+
 def _claim(folder: Path, settings: Settings) -> None:
     """Make sure that a folder is new, or was begun with the same settings."""
     path = folder / "settings.json"
@@ -394,31 +381,21 @@ def _settings_text(settings: object) -> str:
     return ", ".join(f"{key} {value}" for key, value in settings.items())
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _cpu_seconds() -> float:
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _report(record: dict, root: Path, line: ProgressLine) -> None:
-    common, rest = record["iterations"]["common"], record["iterations"]["each"]
-    for split, metrics in record["metrics"].items():
-        count = record["settings"][f"num_{split}"]
-        line.say(f"\nPer cent on {count} {SPLITS[split]}")
-        line.say(comparison_table(metrics))
+    settings = record["settings"]
+    line.say(f"\nPer cent on {settings['num_val']} new images")
+    line.say(comparison_table(record["metrics"]))
     line.say(
-        f"\nAfter {common} common iterations and {rest} of each model, seed "
-        f"{record['settings']['seed']}. A training of minutes shows that all of it works: that "
-        "both learn the\nimages that they see. It does not show which of the two is better; that "
-        "takes full trainings and several seeds."
+        f"\nBoth started from the same trained {BASELINE} and went on for {settings['iterations']} "
+        f"iterations, seed {settings['seed']}.\nOne seed and minutes of training show that all "
+        "of it works; which of the two is better takes\nfull trainings and several seeds."
     )
-    overviews = [str(root / "pictures" / f"{split}.png") for split in SPLITS]
-    line.say(f"Pictures: {', '.join(overviews)}")
+    line.say(f"Pictures: {root / 'pictures' / 'overview.png'}")
     line.say(f"Figures:  {root / 'results.json'}")
     line.say(
         f"Time:     {record['seconds']:.0f} s, {record['cpu_seconds']:.0f} s of processor time"

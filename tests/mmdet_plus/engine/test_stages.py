@@ -5,21 +5,22 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from mmdet_plus.engine import stages
 from mmdet_plus.engine.errors import UserError
-from mmdet_plus.files import write_json
-from mmdet_plus.visualization import stages
-from mmdet_plus.visualization.stages import (
+from mmdet_plus.engine.stages import (
     ProgressLine,
     Stage,
     iterations_done,
-    only_one,
+    read_scalars,
     run_chains,
+    shown,
 )
+from mmdet_plus.files import write_json
 
 
 class Terminal(io.StringIO):
@@ -79,16 +80,35 @@ def test_threads_and_output_of_a_stage(tmp_path):
     assert stage.log.read_text() == "threads 5\n"
 
 
-def test_a_stopped_training_resumes_and_a_new_one_does_not(tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text("import sys; print(sys.argv[1:])")
-    new = Stage("new", tmp_path / "new", (str(script),), iterations=3)
-    stopped = Stage("stopped", tmp_path / "stopped", (str(script),), iterations=3)
+def test_a_record_tells_whether_its_stage_was_stopped_before(tmp_path):
+    new, stopped = (python(name, tmp_path / name, "pass") for name in ("new", "stopped"))
     stopped.folder.mkdir()
     (stopped.folder / "last_checkpoint").write_text("iter_1.pth")
     run_chains([[new], [stopped]], quiet(), threads=1)
-    assert new.log.read_text() == "[]\n"
-    assert stopped.log.read_text() == "['--resume']\n"
+    records = [json.loads(stage.record.read_text()) for stage in (new, stopped)]
+    assert [record["continued"] for record in records] == [False, True]
+
+
+def test_no_more_chains_at_once_than_asked_for(tmp_path):
+    code = (
+        "import pathlib, sys, time\n"
+        f"here = pathlib.Path({str(tmp_path)!r})\n"
+        "(here / f'{sys.argv[1]}.on').touch()\n"
+        "(here / f'{sys.argv[1]}.seen').write_text(str(len(list(here.glob('*.on')))))\n"
+        "time.sleep(0.5)\n"
+        "(here / f'{sys.argv[1]}.on').unlink()\n"
+    )
+    chains = [[Stage(f"s{i}", tmp_path / f"s{i}", ("-c", code, f"s{i}"))] for i in range(4)]
+    ended = []
+    run_chains(chains, quiet(), threads=1, at_once=1, done=ended.append)
+    assert [path.read_text() for path in tmp_path.glob("*.seen")] == ["1"] * 4
+    assert ended == [stage for chain in chains for stage in chain]
+
+
+def test_paths_are_shown_as_one_would_type_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shown(tmp_path / "a" / "b.py") == shown(Path("a/b.py")) == "a/b.py"
+    assert shown(tmp_path.parent / "b.py") == str(tmp_path.parent / "b.py")
 
 
 def test_a_failure_names_the_log_and_stops_the_others(tmp_path):
@@ -134,31 +154,22 @@ def test_iterations_are_read_from_the_log(tmp_path):
     assert iterations_done(tmp_path) == 20
 
 
-def test_a_folder_is_for_one_demo(tmp_path):
-    folder = tmp_path / "demo"
-    refused = pytest.raises(UserError, match="choose another --root")
-    with only_one(folder), refused, only_one(folder, patience=0.5):
-        pass
-    with only_one(folder):
-        pass
-
-
-def test_a_child_left_behind_keeps_the_folder(tmp_path):
-    with only_one(tmp_path) as lock:
-        child = subprocess.Popen(
-            [sys.executable, "-c", "import sys; sys.stdin.read()"],
-            stdin=subprocess.PIPE,
-            pass_fds=(lock,),
-        )
-    try:
-        with pytest.raises(UserError), only_one(tmp_path, patience=0.5):
-            pass
-        threading.Timer(1, child.stdin.close).start()
-        with only_one(tmp_path):  # waits
-            assert child.wait(5) == 0
-    finally:
-        child.kill()
-        child.wait()
+def test_parts_of_a_resumed_run_are_one_log(tmp_path):
+    parts = {
+        "20260101_000000": [
+            {"loss": 3.0, "iter": 1, "step": 1},
+            {"loss": 9.0, "iter": 2, "step": 2},
+        ],
+        "20260102_000000": [{"loss": 2.0, "iter": 2, "step": 2}, {"m/x": 1.0, "step": 2}],
+    }
+    for name, lines in parts.items():
+        folder = tmp_path / name / "vis_data"
+        folder.mkdir(parents=True)
+        text = "\n".join(json.dumps(line) for line in lines)
+        (folder / "scalars.json").write_text(text + '\n{"loss": 1.')
+    training, validation = read_scalars(tmp_path)
+    assert [entry["loss"] for entry in training] == [3.0, 2.0]
+    assert validation == [{"m/x": 1.0, "step": 2}]
 
 
 def test_json_appears_whole_or_not_at_all(tmp_path):
