@@ -6,6 +6,8 @@ _base_ = [
     "../_base_/iter_runtime.py",
 ]
 
+# `load_from` brings the whole model; no other weights are fetched for the backbone before it.
+model = dict(backbone=dict(init_cfg=None))
 # Four GPUs with four pictures each.
 train_dataloader = dict(batch_size=4, sampler=dict(type="InfiniteSampler"))
 load_from = (

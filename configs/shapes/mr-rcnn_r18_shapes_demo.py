@@ -1,3 +1,3 @@
-_base_ = "./mask-rcnn_r18_shapes_demo.py"
+_base_ = ["./mask-rcnn_r18_shapes_demo.py", "../_base_/models/mask-refining.py"]
 
-model = dict(type="MaskRefiningRCNN", roi_head=dict(type="MaskRefiningRoIHead"))
+model = {{_base_.mask_refining}}

@@ -1,6 +1,9 @@
 """Every config of the zoo is named well, can be read and builds; the small ones also work."""
 
+import logging
 import re
+import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmengine.runner import CheckpointLoader
 
 from mmdet_plus.datasets import make_shapes
 from mmdet_plus.engine import prepare_train_cfg
@@ -29,21 +33,22 @@ def identify(path):
 def read(path):
     cfg = Config.fromfile(path)
     init_default_scope(cfg.default_scope)
-    forget_pretrained(cfg.model)
     return cfg
 
 
-def forget_pretrained(node):
-    """Take out what would be downloaded."""
-    if isinstance(node, dict):
-        init = node.get("init_cfg")
-        if isinstance(init, dict) and init.get("type") == "Pretrained":
-            node["init_cfg"] = None
-        for value in node.values():
-            forget_pretrained(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            forget_pretrained(value)
+def pretrained(node):
+    """List the weights of single parts that a config would fetch."""
+    found = []
+    for value in node.values() if isinstance(node, dict) else node:
+        if isinstance(value, (dict, list, tuple)):
+            found += pretrained(value)
+    if isinstance(node, dict) and node.get("type") == "Pretrained":
+        found.append(node["checkpoint"])
+    return found
+
+
+def fetched(*arguments, **keywords):
+    raise AssertionError(f"weights were to be fetched: {arguments} {keywords}")
 
 
 def test_there_are_configs():
@@ -63,11 +68,21 @@ def test_names_follow_the_habit(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=identify)
-def test_model_builds(path):
+def test_model_builds_and_initialises(path, monkeypatch):
     cfg = read(path)
     model = MODELS.build(cfg.model)
     assert type(model).__name__ == cfg.model.type.rpartition(".")[2]
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) > 0
+    if cfg.load_from:
+        # It brings every weight: parts fetched before it would be overwritten.
+        assert pretrained(cfg.model) == []
+    if not pretrained(cfg.model):
+        # As the training does first, on a machine without network and torchvision.
+        monkeypatch.setattr(CheckpointLoader, "load_checkpoint", fetched)
+        monkeypatch.setattr(socket, "create_connection", fetched)
+        monkeypatch.setitem(sys.modules, "torchvision", None)
+        logging.getLogger("mmengine").setLevel("ERROR")
+        model.init_weights()
 
 
 @pytest.mark.parametrize("path", FILES, ids=identify)
@@ -92,11 +107,15 @@ def shapes(tmp_path_factory):
 
 @pytest.mark.parametrize("path", SHAPES, ids=identify)
 def test_small_config_trains_and_tests(path, shapes, tmp_path, monkeypatch):
-    # As the configs have it: data/shapes below the current folder.
+    # As the configs have it: data/shapes below the current folder, or another set of Shapes.
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "shapes").symlink_to(shapes)
+    folder = Path(read(path).train_dataloader.dataset.data_root)
+    assert folder.parts[0] == "data" and folder.name.startswith("shapes")
+    (tmp_path / folder).symlink_to(shapes)
     monkeypatch.chdir(tmp_path)
     options = {"train_cfg.max_iters": 1, "train_cfg.val_interval": 1, "log_level": "ERROR"}
+    # From random weights, whatever the config starts from.
+    options["load_from"] = None
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
         options |= {f"{loader}.num_workers": 0, f"{loader}.persistent_workers": False}
         options[f"{loader}.batch_size"] = 2

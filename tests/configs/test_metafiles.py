@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 METAFILES = sorted(ROOT.glob("configs/*/metafile.yml"))
+PAPERS = {"mr_rcnn"}  # families that carry the figures of a paper
+METRICS = [f"{part} AP{iou}" for part in ("box", "mask") for iou in ("", "@0.5", "@0.75")]
 BACKBONES = {"ResNet-50": "r50", "ResNet-101": "r101", "ResNeXt-101": "x101-32x8d"}
 
 
@@ -18,12 +21,15 @@ def read(metafile: Path) -> dict:
 
 
 def figures_of(model: dict) -> dict[str, float]:
-    """Figures by 'split metric'."""
-    return {
-        f"{result['Dataset']} {name}": value
-        for result in model.get("Results", [])
-        for name, value in result["Metrics"].items()
-    }
+    """Figures by 'split metric', each there once and under the task it measures."""
+    figures = {}
+    for result in model.get("Results", []):
+        for name, value in result["Metrics"].items():
+            key = f"{result['Dataset']} {name}"
+            assert key not in figures
+            assert name.startswith("box") == (result["Task"] == "Object Detection")
+            figures[key] = value
+    return figures
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +71,13 @@ def test_the_index_imports_every_metafile():
 
 
 @pytest.mark.parametrize("metafile", METAFILES, ids=lambda path: path.parent.name)
-def test_every_config_has_an_entry_and_every_entry_a_config(metafile):
+def test_every_entry_is_a_config(metafile):
     data = read(metafile)
     collections = {collection["Name"] for collection in data["Collections"]}
     configs = {
-        path.stem: path.relative_to(ROOT).as_posix() for path in metafile.parent.rglob("*.py")
+        path.stem: path.relative_to(ROOT).as_posix()
+        for path in metafile.parent.rglob("*.py")
+        if not path.stem.endswith("_demo")
     }
     entries = {model["Name"]: model["Config"] for model in data["Models"]}
     assert entries == configs
@@ -79,10 +87,40 @@ def test_every_config_has_an_entry_and_every_entry_a_config(metafile):
     assert all((ROOT / collection["README"]).is_file() for collection in data["Collections"])
 
 
+def test_every_family_of_configs_has_a_metafile():
+    families = {path.parent for path in ROOT.glob("configs/*/*.py")}
+    families.discard(ROOT / "configs/_base_")
+    assert families == {path.parent for path in METAFILES}
+
+
 @pytest.mark.parametrize("metafile", METAFILES, ids=lambda path: path.parent.name)
 def test_figures_are_labelled_as_the_papers(metafile):
-    for collection in read(metafile)["Collections"]:
-        assert collection["Metadata"]["Figures"].startswith("reported")
+    data = read(metafile)
+    (collection,) = data["Collections"]
+    label = collection["Metadata"]["Figures"]
+    if metafile.parent.name in PAPERS:
+        assert label.startswith("reported") and collection["Paper"]["URL"]
+    else:
+        assert label.startswith("none here")
+        assert not any("Results" in model for model in data["Models"])
+
+
+@pytest.mark.parametrize("metafile", METAFILES, ids=lambda path: path.parent.name)
+def test_architecture_is_the_config_s(metafile):
+    for model in read(metafile)["Models"]:
+        head = Config.fromfile(ROOT / model["Config"]).model.roi_head
+        refining = head.type == "MaskRefiningRoIHead"
+        parts = set(model["Metadata"]["Architecture"])
+        assert ("Mask Refining" in parts) == refining
+        assert ("Shape-aware RoIAlign" in parts) == (refining and head.shape_aware)
+
+
+def test_no_figure_stands_for_another_training_without_a_note(mr_rcnn):
+    for name, model in mr_rcnn.items():
+        note = model["Metadata"].get("Note", "")
+        assert note.startswith("The control") == name.startswith("mask-rcnn")
+        assert ("ot in the paper" in note) == (not figures_of(model))
+        assert (model["Metadata"]["Paper Tables"] == "none") == (not figures_of(model))
 
 
 @pytest.mark.parametrize("metafile", METAFILES, ids=lambda path: path.parent.name)
@@ -111,8 +149,8 @@ def test_tables_1_and_2(mr_rcnn, paper):
                 continue
             name = f"{method.replace(' R-CNN', '').lower()}-rcnn_{backbone(network)}_fpn_9k_coco"
             figures = figures_of(mr_rcnn[name])
-            assert figures[f"{split} box AP"] == float(cells[0]), (number, name)
-            assert figures[f"{split} mask AP"] == float(cells[3]), (number, name)
+            reported = [figures[f"{split} {metric}"] for metric in METRICS]
+            assert reported == [float(cell) for cell in cells], (number, name)
             compared.append((number, name))
     assert len(compared) == 6 + 7
     reported = {(n, m) for n, m in compared if n == 2}
@@ -139,6 +177,19 @@ def test_ablations(mr_rcnn, paper, number, rows):
         assert figures["COCO val2017 mask AP"] == first_number(mask), name
         compared += 1
     assert compared == 3 * (len(rows) + 1)
+
+
+def test_table_5(mr_rcnn, paper):
+    figures = figures_of(mr_rcnn["mr-rcnn_r50_fpn_9k_coco"])
+    found = {key: value for key, value in figures.items() if "alpha" in key}
+    wanted = {}
+    for left, *first, right, box, mask in table(paper, 5):
+        for alpha, cells in ((left, first), (right, (box, mask))):
+            for part, cell in zip(("box", "mask"), cells, strict=True):
+                wanted[f"COCO val2017 {part} AP (alpha {alpha})"] = float(cell)
+    assert found == wanted and len(found) == 2 * 8
+    for part in ("box", "mask"):
+        assert figures[f"COCO val2017 {part} AP (alpha 1)"] == figures[f"COCO val2017 {part} AP"]
 
 
 def test_table_5_in_the_readme(paper):
