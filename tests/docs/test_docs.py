@@ -90,6 +90,9 @@ def options_of(*sources: str) -> set[str]:
         ("test.py", ["tools/test.py", "mmdet_plus/engine/config.py"]),
         ("compare.py", ["tools/compare.py"]),
         ("make_shapes.py", ["tools/make_shapes.py"]),
+        ("benchmark.py", ["tools/benchmark.py"]),
+        ("convert_checkpoint.py", ["tools/convert_checkpoint.py"]),
+        ("publish_checkpoint.py", ["tools/publish_checkpoint.py"]),
         ("demo.py", ["tools/demo.py"]),
     ],
 )
@@ -194,7 +197,7 @@ def test_installation_page_quotes_messages_of_the_bootstrap():
 
 
 needs_sphinx = pytest.mark.skipif(
-    importlib.util.find_spec("sphinx") is None, reason="needs the packages of requirements/docs.txt"
+    importlib.util.find_spec("sphinx") is None, reason="needs `make setup-docs`, as make test does"
 )
 
 

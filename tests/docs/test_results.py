@@ -1,8 +1,11 @@
 """Figures in docs/results come from the records that lie beside them."""
 
 import json
+import re
 
+from mmdet_plus.benchmark.ops import markdown
 from mmdet_plus.engine.comparison import summarise
+from mmdet_plus.engine.demo import METRICS
 
 
 def studies(root):
@@ -34,3 +37,41 @@ def test_records_tell_command_and_log(repo_root):
             assert record["command"].startswith("python tools/train.py configs/"), path
             assert f"randomness.seed={record['seed']}" in record["command"], path
             assert record["training"][-1]["step"] == record["iterations"] > 0
+
+
+def test_the_demo_s_table_is_that_of_its_record(repo_root):
+    record = json.loads((repo_root / "docs/results/mr_rcnn/demo.json").read_text())
+    page = (repo_root / "docs/results/mr_rcnn.md").read_text()
+    for name, metrics in record["metrics"].items():
+        row = [name, *(f"{100 * metrics[metric]:.1f}" for metric in METRICS)]
+        assert f"| {' | '.join(row)} |" in page
+    assert f"{record['seconds']:.0f} s" in page
+    assert f"{record['cpu_seconds']:.0f} s" in page
+    assert record["command"] in page
+
+
+def test_the_demo_keeps_to_its_time(repo_root):
+    record = json.loads((repo_root / "docs/results/mr_rcnn/demo.json").read_text())
+    assert record["seconds"] < 300 and record["cores"] == 2 and not record["continued"]
+
+
+def test_speed_of_drawing_shapes_is_that_of_its_record(repo_root):
+    record = json.loads((repo_root / "docs/results/shapes/generation.json").read_text())
+    page = (repo_root / "docs/results/shapes.md").read_text()
+    for row in record["shapes"]:
+        rate = row["images_per_second"]
+        assert f"| {row['processes']} | {row['images']} | {row['seconds']} | {rate} |" in page
+    assert record["command"] in page
+
+
+def test_speed_of_the_ops_is_that_of_its_record(repo_root):
+    record = json.loads((repo_root / "docs/results/ops/cpu.json").read_text())
+    page = (repo_root / "docs/results/ops.md").read_text()
+    assert markdown(record) in page and record["command"] in page
+    assert record["library"]["compiled"]
+
+
+def test_records_name_no_folder_of_a_machine(repo_root):
+    for path in (repo_root / "docs/results").rglob("*.json"):
+        found = re.search(r"[\s\"'=](/(?!/)[^\s\"',]+)", path.read_text())
+        assert found is None, f"{path.name}: {found.group(1)}"
