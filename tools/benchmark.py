@@ -6,7 +6,7 @@ import shlex
 import sys
 
 from mmdet_plus.engine.errors import run_command
-from mmdet_plus.files import write_file, write_json
+from mmseg_plus.common.files import write_file, write_json
 
 
 def parse_args() -> argparse.Namespace:

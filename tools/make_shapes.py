@@ -40,7 +40,7 @@ def main() -> int:
 
 def draw(args: argparse.Namespace) -> None:
     from mmdet_plus.datasets import make_shapes
-    from mmdet_plus.errors import UserError
+    from mmseg_plus.common.errors import UserError
 
     try:
         root = make_shapes(

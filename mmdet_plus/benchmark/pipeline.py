@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmdet_plus.compat import available_cores
+from mmseg_plus.common.compat import available_cores
 from mmdet_plus.datasets import make_shapes
 
 from .timing import environment

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mmdet_plus.compat import available_cores, versions
+from mmseg_plus.common.compat import available_cores, versions
 
 
 def time_in_turn(

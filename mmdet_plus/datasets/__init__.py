@@ -4,7 +4,7 @@ Importing this package registers the data sets with mmdet (scope ``mmdet``).
 """
 
 from .checked_coco import CheckedCocoDataset, CheckedCocoPanopticDataset
-from .coco_checks import AnnotationError, MissingDataError
+from mmseg_plus.common.coco_checks import AnnotationError, MissingDataError
 from .shapes import make_shapes
 from .shapes_dataset import ShapesDataset, ShapesPanopticDataset
 

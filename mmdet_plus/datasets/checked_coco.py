@@ -10,10 +10,10 @@ from mmdet.datasets.api_wrappers import COCO, COCOPanoptic
 from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
-from mmdet_plus.errors import UserError
-from mmdet_plus.files import is_remote
+from mmseg_plus.common.errors import UserError
+from mmseg_plus.common.files import is_remote
 
-from .coco_checks import (
+from mmseg_plus.common.coco_checks import (
     AnnotationError,
     MissingDataError,
     check_categories,

@@ -1,6 +1,6 @@
 """Training and testing behind ``tools/``: exact resuming, checks of what the user gives, gloo."""
 
-from mmdet_plus.compat import use_safe_checkpoint_loading
+from mmseg_plus.common.compat import use_safe_checkpoint_loading
 from mmdet_plus.engine.amp import CPUAmpOptimWrapper
 from mmdet_plus.engine.checkpoint_match import CheckpointMatchHook
 from mmdet_plus.engine.errors import UserError, run_command

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmdet_plus.errors import UserError
-from mmdet_plus.files import is_remote
+from mmseg_plus.common.errors import UserError
+from mmseg_plus.common.files import is_remote
 
 # How to get the data, by the start of the dataset's type.
 _MENDS = {

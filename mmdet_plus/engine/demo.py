@@ -23,12 +23,12 @@ import numpy as np
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from mmdet_plus.compat import available_cores, versions
+from mmseg_plus.common.compat import available_cores, versions
 from mmdet_plus.datasets import make_shapes
 from mmdet_plus.engine.config import resolve_config
 from mmdet_plus.engine.errors import UserError
 from mmdet_plus.engine.stages import ProgressLine, Stage, run_chains, shown
-from mmdet_plus.files import only_one, write_json
+from mmseg_plus.common.files import only_one, write_json
 from mmdet_plus.visualization import (
     UNMATCHED,
     distinct_colours,

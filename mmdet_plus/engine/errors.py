@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from mmdet_plus.errors import UserError
+from mmseg_plus.common.errors import UserError
 
 __all__ = ["UserError", "run_command"]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from mmdet_plus.engine.errors import UserError
-from mmdet_plus.files import write_json
+from mmseg_plus.common.files import write_json
 
 # What mmengine writes beside the figures of a validation.
 BOOKKEEPING = frozenset({"data_time", "time", "step", "iter", "epoch"})

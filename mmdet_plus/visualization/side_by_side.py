@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mmdet_plus.files import write_file
+from mmseg_plus.common.files import write_file
 
 # BGR, for a mask that belongs to none of the reference masks: outlined thinly, never filled, so
 # that a heap of them leaves the image and the others in sight.

@@ -229,7 +229,7 @@ MISTAKEN = """
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from mmdet_plus.errors import UserError
+from mmseg_plus.common.errors import UserError
 
 @HOOKS.register_module()
 class MistakenHook(Hook):

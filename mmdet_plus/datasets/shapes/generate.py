@@ -20,7 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mmdet_plus.files import only_one, write_file, write_json
+from mmseg_plus.common.files import only_one, write_file, write_json
 
 from .catalog import panoptic_categories, thing_categories
 from .sample import MAX_IMAGES, SPLITS, draw_sample

@@ -12,8 +12,8 @@ from mmengine.logging import MMLogger
 from pycocotools import mask as mask_utils
 
 from mmdet_plus.datasets import AnnotationError, CheckedCocoDataset, MissingDataError
-from mmdet_plus.datasets.coco_checks import check_instances
-from mmdet_plus.errors import UserError
+from mmseg_plus.common.coco_checks import check_instances
+from mmseg_plus.common.errors import UserError
 
 
 class Elsewhere(LocalBackend):

@@ -12,7 +12,7 @@ from pycocotools import mask as mask_utils
 
 from mmdet_plus.datasets import make_shapes
 from mmdet_plus.datasets.shapes import CLASSES, THING_CLASSES, draw_sample, generate
-from mmdet_plus.errors import UserError
+from mmseg_plus.common.errors import UserError
 
 REPO = Path(__file__).resolve().parents[3]
 SMALL = dict(num_train=11, num_val=5, image_size=(96, 80), seed=7, progress=False)

@@ -20,7 +20,7 @@ from mmdet_plus.engine.stages import (
     run_chains,
     shown,
 )
-from mmdet_plus.files import write_json
+from mmseg_plus.common.files import write_json
 
 
 class Terminal(io.StringIO):

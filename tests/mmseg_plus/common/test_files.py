@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from mmdet_plus.errors import UserError
-from mmdet_plus.files import only_one, write_file, write_json
+from mmseg_plus.common.errors import UserError
+from mmseg_plus.common.files import only_one, write_file, write_json
 
 
 def test_folders_are_made_and_nothing_else_is_left(tmp_path):
@@ -65,7 +65,7 @@ def work_alone(folder, count):
 
 
 def test_a_lock_that_is_removed_still_admits_one_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("mmdet_plus.files._POLL_SECONDS", 0.0)
+    monkeypatch.setattr("mmseg_plus.common.files._POLL_SECONDS", 0.0)
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=work_alone, args=(tmp_path, 150)) for _ in range(3)]
     for worker in workers:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import cv2
 
-from mmdet_plus.errors import UserError
+from mmseg_plus.common.errors import UserError
 
 from .rle import pixel_counts
 

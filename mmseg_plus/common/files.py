@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from mmdet_plus.errors import UserError
+from mmseg_plus.common.errors import UserError
 
 _POLL_SECONDS = 0.2
 

@@ -9,7 +9,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import _load_checkpoint
 from mmengine.utils import digit_version
 
-from mmdet_plus import compat
+from mmseg_plus.common import compat
 
 pytestmark = pytest.mark.skipif(
     digit_version(torch.__version__) < digit_version("2.6.0"),
