@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmseg_plus.common.compat import available_cores
 from mmdet_plus.datasets import make_shapes
+from mmseg_plus.common.compat import available_cores
 
 from .timing import environment
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmseg_plus.common.compat import load_from_local, use_safe_checkpoint_loading
 from mmdet_plus.engine.errors import UserError
+from mmseg_plus.common.compat import load_from_local, use_safe_checkpoint_loading
 from mmseg_plus.common.files import write_file
 
 from .mask_rcnn import mask_rcnn_to_mr_rcnn

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmseg_plus.common.compat import load_from_local, use_safe_checkpoint_loading
 from mmdet_plus.engine.errors import UserError
+from mmseg_plus.common.compat import load_from_local, use_safe_checkpoint_loading
 from mmseg_plus.common.files import write_file
 
 _KEPT_META = ("dataset_meta", "epoch", "iter", "mmengine_version", "seed")

@@ -3,8 +3,9 @@
 Importing this package registers the data sets with mmdet (scope ``mmdet``).
 """
 
-from .checked_coco import CheckedCocoDataset, CheckedCocoPanopticDataset
 from mmseg_plus.common.coco_checks import AnnotationError, MissingDataError
+
+from .checked_coco import CheckedCocoDataset, CheckedCocoPanopticDataset
 from .shapes import make_shapes
 from .shapes_dataset import ShapesDataset, ShapesPanopticDataset
 

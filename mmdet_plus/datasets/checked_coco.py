@@ -10,9 +10,6 @@ from mmdet.datasets.api_wrappers import COCO, COCOPanoptic
 from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
-from mmseg_plus.common.errors import UserError
-from mmseg_plus.common.files import is_remote
-
 from mmseg_plus.common.coco_checks import (
     AnnotationError,
     MissingDataError,
@@ -26,6 +23,8 @@ from mmseg_plus.common.coco_checks import (
     raise_faults,
     read_annotation_file,
 )
+from mmseg_plus.common.errors import UserError
+from mmseg_plus.common.files import is_remote
 
 
 class _CheckedIndex:

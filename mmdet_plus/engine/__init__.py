@@ -1,6 +1,5 @@
 """Training and testing behind ``tools/``: exact resuming, checks of what the user gives, gloo."""
 
-from mmseg_plus.common.compat import use_safe_checkpoint_loading
 from mmdet_plus.engine.amp import CPUAmpOptimWrapper
 from mmdet_plus.engine.checkpoint_match import CheckpointMatchHook
 from mmdet_plus.engine.errors import UserError, run_command
@@ -13,6 +12,7 @@ from mmdet_plus.engine.resumable import (
 )
 from mmdet_plus.engine.testing import prepare_test_cfg, test
 from mmdet_plus.engine.training import prepare_train_cfg, train
+from mmseg_plus.common.compat import use_safe_checkpoint_loading
 
 # A config that imports this package resumes and loads in every program, not under tools/ alone.
 use_safe_checkpoint_loading()

@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
-from mmseg_plus.common.compat import available_cores, versions
-from mmdet_plus.engine.config import resolve_config
 from mmdet_plus.engine.errors import UserError
 from mmdet_plus.engine.stages import (
     BOOKKEEPING,
@@ -25,6 +23,8 @@ from mmdet_plus.engine.stages import (
     run_chains,
     shown,
 )
+from mmseg_plus.common.compat import available_cores, versions
+from mmseg_plus.common.config import resolve_config
 from mmseg_plus.common.files import only_one, write_file, write_json
 
 _BUSY = "a training is at work there, or one that was left behind; wait for it, or end it"

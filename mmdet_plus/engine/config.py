@@ -9,8 +9,8 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import Runner
 
-import mmdet_plus
 from mmdet_plus.engine.errors import UserError
+from mmseg_plus.common.config import read_config
 
 # What may stand at a config's top level without being in the file: the runner's arguments, and
 # what the runner or the tools look up in the config itself.
@@ -69,52 +69,11 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local-rank", "--local_rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
-def config_folders() -> list[Path]:
-    """List the folders in which configs are looked up by name.
-
-    Returns:
-        The repository's ``configs`` of a clone and the installed copy, those that exist.
-    """
-    package = Path(mmdet_plus.__file__).resolve().parent
-    candidates = [package.parent / "configs", package / ".mim" / "configs"]
-    return [folder for folder in candidates if folder.is_dir()]
-
-
-def resolve_config(name: str) -> Path:
-    """Find a config file.
-
-    Args:
-        name: A path, a path relative to the repository (``configs/mr_rcnn/x.py``), or the bare
-            name of a config of the zoo, with or without ``.py``.
-
-    Returns:
-        The path of an existing file.
-
-    Raises:
-        UserError: Nothing, or more than one file, goes by that name.
-    """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    folders = config_folders()
-    for folder in folders:
-        if not path.is_absolute() and (folder.parent / path).is_file():
-            return folder.parent / path
-    known = {file.stem: file for folder in reversed(folders) for file in folder.rglob("*.py")}
-    bare = path.name == name
-    stem = path.stem if path.suffix == ".py" else path.name
-    if bare and stem in known:
-        return known[stem]
-    close = difflib.get_close_matches(stem, known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "check the path"
-    raise UserError(f"{name}: there is no such config file; {hint}")
-
-
 def load_config(name: str, options: dict | None = None) -> Config:
     """Read a config and apply the command line's options to it.
 
     Args:
-        name: As for :func:`resolve_config`.
+        name: As for :func:`mmseg_plus.common.config.resolve_config`.
         options: Dotted keys and their new values.
 
     Returns:
@@ -123,17 +82,7 @@ def load_config(name: str, options: dict | None = None) -> Config:
     Raises:
         UserError: The file is missing or unreadable as a config, or an option does not fit it.
     """
-    path = resolve_config(name)
-    try:
-        cfg = Config.fromfile(str(path))
-    except SyntaxError as error:
-        # mmengine parses without file names, so that a base's mistake looks like this file's.
-        where = f"line {error.lineno} of it or of one of its bases"
-        raise UserError(f"{path}: cannot be read as a config: {where}: {error.msg}") from error
-    except Exception as error:
-        # A config is code; whatever it raises, the file to mend is this one or one of its bases.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: cannot be read as a config: {reason}") from error
+    cfg = read_config(name)
     if options:
         apply_options(cfg, options)
     return cfg

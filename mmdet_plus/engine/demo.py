@@ -23,12 +23,9 @@ import numpy as np
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from mmseg_plus.common.compat import available_cores, versions
 from mmdet_plus.datasets import make_shapes
-from mmdet_plus.engine.config import resolve_config
 from mmdet_plus.engine.errors import UserError
 from mmdet_plus.engine.stages import ProgressLine, Stage, run_chains, shown
-from mmseg_plus.common.files import only_one, write_json
 from mmdet_plus.visualization import (
     UNMATCHED,
     distinct_colours,
@@ -37,6 +34,9 @@ from mmdet_plus.visualization import (
     picture_grid,
     write_png,
 )
+from mmseg_plus.common.compat import available_cores, versions
+from mmseg_plus.common.config import resolve_config
+from mmseg_plus.common.files import only_one, write_json
 
 BASELINE, REFINED = "Mask R-CNN", "MR R-CNN"
 _CONFIGS = {BASELINE: "mask-rcnn_r18_shapes_demo", REFINED: "mr-rcnn_r18_shapes_demo"}

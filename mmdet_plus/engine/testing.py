@@ -9,7 +9,6 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 
-from mmseg_plus.common.compat import use_safe_checkpoint_loading
 from mmdet_plus.engine.config import add_hook, add_import, load_config, scope_of, set_work_dir
 from mmdet_plus.engine.data_check import check_data
 from mmdet_plus.engine.distributed import prepare_distributed
@@ -20,6 +19,7 @@ from mmdet_plus.engine.training import (
     require_checkpoint,
     require_keys,
 )
+from mmseg_plus.common.compat import use_safe_checkpoint_loading
 
 # By scope: how pictures are drawn, results dumped and flipped views merged.
 _HOOKS = {"mmdet": "DetVisualizationHook", "mmseg": "SegVisualizationHook"}

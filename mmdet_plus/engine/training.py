@@ -10,12 +10,12 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from mmseg_plus.common.compat import read_checkpoint_records, use_safe_checkpoint_loading
 from mmdet_plus.engine.config import load_config, scope_of, set_work_dir
 from mmdet_plus.engine.data_check import check_data
 from mmdet_plus.engine.distributed import prepare_distributed
 from mmdet_plus.engine.errors import UserError
 from mmdet_plus.engine.resumable import make_resumable
+from mmseg_plus.common.compat import read_checkpoint_records, use_safe_checkpoint_loading
 
 _RUNNERS_BUILT = itertools.count(1)
 

@@ -5,6 +5,7 @@ from mmengine.config import Config
 
 from mmdet_plus.engine import config as engine_config
 from mmdet_plus.engine.errors import UserError, run_command
+from mmseg_plus.common import config as zoo_config
 
 TEXT = """
 model = dict(type='M', roi_head=dict(mask_head=dict(num_classes=3, loss=None)))
@@ -19,7 +20,7 @@ def zoo(tmp_path, monkeypatch):
     folder = tmp_path / "repo" / "configs" / "family"
     folder.mkdir(parents=True)
     (folder / "some-model_r50.py").write_text(TEXT)
-    monkeypatch.setattr(engine_config, "config_folders", lambda: [tmp_path / "repo" / "configs"])
+    monkeypatch.setattr(zoo_config, "config_folders", lambda: [tmp_path / "repo" / "configs"])
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
@@ -30,15 +31,15 @@ def zoo(tmp_path, monkeypatch):
     "name", ["configs/family/some-model_r50.py", "some-model_r50", "some-model_r50.py"]
 )
 def test_config_is_found_from_any_folder(zoo, name):
-    assert engine_config.resolve_config(name) == zoo
-    assert engine_config.resolve_config(str(zoo)) == zoo
+    assert zoo_config.resolve_config(name) == zoo
+    assert zoo_config.resolve_config(str(zoo)) == zoo
 
 
 def test_missing_config_suggests_names(zoo):
     with pytest.raises(UserError, match="some-model_r5.py: .* did you mean some-model_r50"):
-        engine_config.resolve_config("some-model_r5.py")
+        zoo_config.resolve_config("some-model_r5.py")
     with pytest.raises(UserError, match="zzz: there is no such config file; check the path"):
-        engine_config.resolve_config("zzz")
+        zoo_config.resolve_config("zzz")
 
 
 @pytest.mark.parametrize(

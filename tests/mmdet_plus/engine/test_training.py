@@ -15,7 +15,9 @@ def test_runners_built_within_one_second_keep_their_scopes(tmp_path, monkeypatch
     for number, (kind, visualizer) in enumerate(
         [("fcn", "SegLocalVisualizer"), ("mask-rcnn", "DetLocalVisualizer")]
     ):
-        config = tiny_zoo.write_config(tmp_path / f"{number}" / "c.py", data, kind)
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        config = tiny_zoo.write_config(folder / "c.py", data, kind)
         cfg = prepare_train_cfg(str(config), work_dir=str(tmp_path / f"w{number}"))
         runner = build_runner(cfg)
         assert type(runner.visualizer).__name__ == visualizer
