@@ -17,7 +17,6 @@ from mmengine.config import Config
 from mmdet_plus.engine.errors import UserError
 from mmdet_plus.engine.stages import (
     BOOKKEEPING,
-    ProgressLine,
     Stage,
     read_scalars,
     run_chains,
@@ -26,6 +25,7 @@ from mmdet_plus.engine.stages import (
 from mmseg_plus.common.compat import available_cores, versions
 from mmseg_plus.common.config import resolve_config
 from mmseg_plus.common.files import only_one, write_file, write_json
+from mmseg_plus.common.progress import ProgressLine
 
 _BUSY = "a training is at work there, or one that was left behind; wait for it, or end it"
 

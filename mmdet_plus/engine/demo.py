@@ -25,7 +25,7 @@ from pycocotools.coco import COCO
 
 from mmdet_plus.datasets import make_shapes
 from mmdet_plus.engine.errors import UserError
-from mmdet_plus.engine.stages import ProgressLine, Stage, run_chains, shown
+from mmdet_plus.engine.stages import Stage, run_chains, shown
 from mmdet_plus.visualization import (
     UNMATCHED,
     distinct_colours,
@@ -37,6 +37,7 @@ from mmdet_plus.visualization import (
 from mmseg_plus.common.compat import available_cores, versions
 from mmseg_plus.common.config import resolve_config
 from mmseg_plus.common.files import only_one, write_json
+from mmseg_plus.common.progress import ProgressLine
 
 BASELINE, REFINED = "Mask R-CNN", "MR R-CNN"
 _CONFIGS = {BASELINE: "mask-rcnn_r18_shapes_demo", REFINED: "mr-rcnn_r18_shapes_demo"}

@@ -14,10 +14,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 from mmdet_plus.engine.errors import UserError
 from mmseg_plus.common.files import write_json
+from mmseg_plus.common.progress import ProgressLine
 
 # What mmengine writes beside the figures of a validation.
 BOOKKEEPING = frozenset({"data_time", "time", "step", "iter", "epoch"})
@@ -46,38 +47,6 @@ class Stage(NamedTuple):
     def log(self) -> Path:
         """The file that holds what the command prints."""
         return self.folder / "log.txt"
-
-
-class ProgressLine:
-    """One line that is written over on a terminal; elsewhere a short line now and then.
-
-    Args:
-        stream: Where it goes.
-        interval: Seconds between lines where the stream is no terminal.
-    """
-
-    def __init__(self, stream: TextIO | None = None, interval: float = 20.0) -> None:
-        self._stream = sys.stdout if stream is None else stream
-        self._live = self._stream.isatty()
-        self._interval = interval
-        self._last = time.monotonic()
-
-    def show(self, text: str) -> None:
-        """Show how things stand."""
-        now = time.monotonic()
-        if self._live:
-            self._stream.write(f"\r\033[K{text}")
-        elif now - self._last >= self._interval:
-            self._stream.write(f"{text}\n")
-        else:
-            return
-        self._last = now
-        self._stream.flush()
-
-    def say(self, text: str) -> None:
-        """Write a line that stays."""
-        self._stream.write(f"\r\033[K{text}\n" if self._live else f"{text}\n")
-        self._stream.flush()
 
 
 def run_chains(

@@ -8,7 +8,7 @@ import pytest
 
 from mmdet_plus.engine.comparison import compare, config_digest, markdown_table, summarise
 from mmdet_plus.engine.errors import UserError
-from mmdet_plus.engine.stages import ProgressLine
+from mmseg_plus.common.progress import ProgressLine
 
 TRAIN = """
     import json, pathlib, sys

@@ -13,7 +13,7 @@ from mmdet_plus.datasets import make_shapes
 from mmdet_plus.engine import demo
 from mmdet_plus.engine.config import apply_options
 from mmdet_plus.engine.errors import UserError
-from mmdet_plus.engine.stages import ProgressLine
+from mmseg_plus.common.progress import ProgressLine
 
 TOOLS = Path(__file__).resolve().parents[3] / "tools"
 

@@ -13,7 +13,6 @@ import pytest
 from mmdet_plus.engine import stages
 from mmdet_plus.engine.errors import UserError
 from mmdet_plus.engine.stages import (
-    ProgressLine,
     Stage,
     iterations_done,
     read_scalars,
@@ -21,11 +20,7 @@ from mmdet_plus.engine.stages import (
     shown,
 )
 from mmseg_plus.common.files import write_json
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
+from mmseg_plus.common.progress import ProgressLine
 
 
 def python(name, folder, code, iterations=0):
@@ -130,20 +125,6 @@ def test_a_suspended_process_does_not_survive():
     stages._wait_or_kill(process, patience=0.5)
     # The pending SIGTERM may come first once SIGKILL has woken it.
     assert process.returncode in (-signal.SIGKILL, -signal.SIGTERM)
-
-
-def test_progress_is_written_over_on_a_terminal_alone():
-    terminal, pipe = Terminal(), io.StringIO()
-    for stream in (terminal, pipe):
-        line = ProgressLine(stream, interval=60)
-        line.show("1 of 2")
-        line.show("2 of 2")
-        line.say("done")
-    assert terminal.getvalue() == "\r\033[K1 of 2\r\033[K2 of 2\r\033[Kdone\n"
-    assert pipe.getvalue() == "done\n"
-    often = io.StringIO()
-    ProgressLine(often, interval=0).show("1 of 2")
-    assert often.getvalue() == "1 of 2\n"
 
 
 def test_iterations_are_read_from_the_log(tmp_path):
