@@ -1,8 +1,8 @@
 """Coarse masks made from ground truth, so that a refiner trains without a segmenter's results.
 
 Three kinds of errors: what a mask head's small grid does to a mask, a polygon of few vertices, and
-a boundary that is moved in or out. How large they are is not in the paper; with the defaults, coarse
-and true masks of COCO's instances have a mean IoU of 0.91 (0.88 to 0.95 by kind).
+a boundary that is moved in or out. How large they are is not in the paper; with the defaults,
+coarse and true masks of COCO's instances have a mean IoU of 0.91 (0.88 to 0.95 by kind).
 
 All functions take one mask (H, W) bool and a generator, and return a new mask (H, W) bool. They
 work on the part of the image around the instance, so that the cost follows the instance's size.

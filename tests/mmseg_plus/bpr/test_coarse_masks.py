@@ -195,6 +195,30 @@ def test_polygons_of_no_tolerance_are_exact():
     np.testing.assert_array_equal(coarse, mask)
 
 
+def test_vertices_are_moved():
+    mask = disc(hole=15)
+    found = [polygon_simplification(mask, generator(s), 0.02, jitter=0.05) for s in range(5)]
+    still = [polygon_simplification(mask, generator(s), 0.02, jitter=0) for s in range(5)]
+    assert max(map(iou, found, [mask] * 5)) < min(map(iou, still, [mask] * 5))
+
+
+def test_mask_heads_miss_both_ways():
+    mask = np.zeros((60, 60), bool)
+    mask[10:50, 10:50] = True
+    found = [mask_head_degradation(mask, generator(seed), box_jitter=0.1) for seed in range(20)]
+    assert max((coarse & ~mask).sum() for coarse in found) > 20
+    assert max((mask & ~coarse).sum() for coarse in found) > 20
+
+
+def test_a_chain_of_two_kinds():
+    mask = disc(hole=15)
+    one, two = (
+        np.mean([iou(degrade(mask, generator(s), chain=p), mask) for s in range(40)])
+        for p in (0, 1)
+    )
+    assert two < one - 0.02
+
+
 def test_polygons_have_few_vertices():
     def vertices(mask):
         contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -213,13 +237,23 @@ def test_morphology_goes_both_ways_and_unevenly():
     assert (wavy & ~mask).any() and (mask & ~wavy).any()
 
 
+def test_a_moved_disc_is_a_disc_of_another_radius():
+    mask = disc()
+    side = np.sqrt(mask.sum())
+    for seed in range(12):
+        # The first number that is drawn.
+        moved = generator(seed).uniform(-0.1 * side, 0.1 * side)
+        coarse = random_morphology(mask, generator(seed), max_fraction=0.1, waves=0)
+        expected = np.sqrt(mask.sum() / np.pi) + moved
+        assert np.sqrt(coarse.sum() / np.pi) == pytest.approx(expected, abs=0.35)
+
+
 def test_least_iou():
-    mask = np.zeros((40, 40), bool)
-    mask[10:12, 10:13] = True
-    values = [iou(degrade(mask, generator(seed), min_iou=0.7), mask) for seed in range(60)]
-    assert min(values) > 0.7 and sum(value < 1 for value in values) > 15
-    loose = [iou(degrade(mask, generator(seed), min_iou=0.0), mask) for seed in range(60)]
-    assert min(loose) <= 0.7
+    mask = disc(7, (20, 20), (40, 40))
+    values = [iou(degrade(mask, generator(seed), min_iou=0.85), mask) for seed in range(40)]
+    assert min(values) > 0.85 and np.mean(np.array(values) < 1) > 0.6
+    loose = [iou(degrade(mask, generator(seed), min_iou=0.0), mask) for seed in range(40)]
+    assert min(loose) <= 0.8
     # Out of reach: the mask itself.
     np.testing.assert_array_equal(degrade(mask, generator(), min_iou=1.0), mask)
 
