@@ -129,7 +129,7 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
             "or is damaged. If you trust its origin, set TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1. "
             f"({_first_line(error)})"
         ) from error
-    except (EOFError, RuntimeError, UnicodeDecodeError, ValueError) as error:
+    except (EOFError, LookupError, RuntimeError, UnicodeDecodeError, ValueError) as error:
         raise pickle.UnpicklingError(
             f"{filename}: not a checkpoint, or a damaged one; copy or download it again. "
             f"({_first_line(error)})"

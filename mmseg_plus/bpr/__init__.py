@@ -1,0 +1,20 @@
+"""BPR, Boundary Patch Refinement (Tang et al., CVPR 2021)."""
+
+from .patch_dataset import BoundaryPatchDataset, collate_patches
+from .patch_metric import BoundaryPatchMetric
+from .patch_refiner import BoundaryPatchPreProcessor, BoundaryPatchRefiner
+from .refine_backbones import RefineHRNet, RefineMobileNetV2
+from .refiner import BoundaryRefiner
+from .transforms import PackPatchInputs
+
+__all__ = [
+    "BoundaryPatchDataset",
+    "BoundaryPatchMetric",
+    "BoundaryPatchPreProcessor",
+    "BoundaryPatchRefiner",
+    "PackPatchInputs",
+    "RefineHRNet",
+    "BoundaryRefiner",
+    "RefineMobileNetV2",
+    "collate_patches",
+]
