@@ -238,14 +238,15 @@ def test_morphology_goes_both_ways_and_unevenly():
 
 
 def test_a_moved_disc_is_a_disc_of_another_radius():
-    mask = disc()
+    mask = disc(50, (80, 80), (160, 160))
     side = np.sqrt(mask.sum())
-    for seed in range(12):
+    errors = []
+    for seed in range(40):
         # The first number that is drawn.
-        moved = generator(seed).uniform(-0.1 * side, 0.1 * side)
-        coarse = random_morphology(mask, generator(seed), max_fraction=0.1, waves=0)
-        expected = np.sqrt(mask.sum() / np.pi) + moved
-        assert np.sqrt(coarse.sum() / np.pi) == pytest.approx(expected, abs=0.35)
+        moved = generator(seed).uniform(-0.2 * side, 0.2 * side)
+        coarse = random_morphology(mask, generator(seed), max_fraction=0.2, waves=0)
+        errors.append(np.sqrt(coarse.sum() / np.pi) - np.sqrt(mask.sum() / np.pi) - moved)
+    assert np.abs(errors).max() < 0.6 and abs(np.mean(errors)) < 0.12
 
 
 def test_least_iou():
