@@ -1,5 +1,10 @@
 # Registers the parts of MMPlus; every config of the zoo inherits from here.
 custom_imports = dict(
-    imports=["mmdet_plus.datasets", "mmdet_plus.engine", "mmdet_plus.mr_rcnn"],
+    imports=[
+        "mmdet_plus.datasets",
+        "mmdet_plus.engine",
+        "mmdet_plus.evaluation",
+        "mmdet_plus.mr_rcnn",
+    ],
     allow_failed_imports=False,
 )

@@ -6,8 +6,11 @@ Shape legend: N masks of an image of H x W pixels, P patches, S the side of the 
 import copy
 import os
 import pickle
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +30,9 @@ from .patch_refiner import BoundaryPatchRefiner
 from .refine_backbones import ImageAndMaskConv
 
 #: The refiner that ships with the package; its weights lie beside the config.
-DEFAULT_CONFIG = "bpr_shipped"
+DEFAULT_CONFIG = "bpr_hrnetv2-w16t_mixed-128x128"
+#: What refining an image consists of; cropping counts as extraction.
+PARTS = ("extraction", "network", "reassembly")
 
 
 class BoundaryRefiner:
@@ -62,16 +67,44 @@ class BoundaryRefiner:
         max_patches: int | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self.extraction = dict(
-            patch_size=patch_size, iou_thr=iou_thr, scheme=scheme, max_patches=max_patches
-        )
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.batch_size, self.padding = batch_size, padding
+        self._choose(patch_size, iou_thr, scheme, max_patches, batch_size, padding)
         self.model = load_refiner(config or DEFAULT_CONFIG, checkpoint).to(self.device)
         self.input_size = self.model.data_preprocessor.input_size
         #: How many patches the last image had.
         self.num_patches = 0
+        #: Seconds that the last image took, by part.
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+
+    def _choose(
+        self,
+        patch_size: int,
+        iou_thr: float,
+        scheme: str,
+        max_patches: int | None,
+        batch_size: int,
+        padding: int,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if padding < 0:
+            raise ValueError(f"padding must be at least 0, got {padding}")
+        self.extraction = dict(
+            patch_size=patch_size, iou_thr=iou_thr, scheme=scheme, max_patches=max_patches
+        )
+        self.batch_size, self.padding = batch_size, padding
+
+    def with_options(self, **options: Any) -> "BoundaryRefiner":
+        """The same network, with other ways of choosing patches.
+
+        Args:
+            options: ``patch_size``, ``iou_thr``, ``scheme``, ``padding``, ``max_patches`` or
+                ``batch_size``; what is not given stays.
+        """
+        other = copy.copy(self)
+        now = dict(self.extraction, batch_size=self.batch_size, padding=self.padding)
+        other._choose(**{**now, **options})
+        other.seconds = dict.fromkeys(PARTS, 0.0)
+        return other
 
     @torch.inference_mode()
     def refine(
@@ -92,24 +125,35 @@ class BoundaryRefiner:
             ValueError: A shape or type is wrong.
         """
         check_arguments(image, masks, probs)
+        self.seconds = dict.fromkeys(PARTS, 0.0)
         picture = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
         coarse = torch.from_numpy(np.ascontiguousarray(masks)).to(self.device)
         uncertainty = None
         if probs is not None and self.extraction["max_patches"] is not None:
             soft = torch.from_numpy(np.ascontiguousarray(probs)).to(self.device)
             uncertainty = 1 - (2 * soft - 1).abs()
-        boxes, mask_index = extract_boundary_patches(
-            coarse, uncertainty=uncertainty, **self.extraction
-        )
+        with self._timed("extraction"):
+            boxes, mask_index = extract_boundary_patches(
+                coarse, uncertainty=uncertainty, **self.extraction
+            )
         self.num_patches = len(boxes)
         refined = coarse.clone()
         for first, last, patches in _groups(mask_index, len(masks), self.batch_size):
             chosen, own = boxes[patches], mask_index[patches] - first
             probabilities = self._refine_patches(picture, coarse[first:last], chosen, own)
-            refined[first:last] = reassemble_patches(
-                coarse[first:last], chosen, own, probabilities, padding=self.padding
-            )
+            with self._timed("reassembly"):
+                refined[first:last] = reassemble_patches(
+                    coarse[first:last], chosen, own, probabilities, padding=self.padding
+                )
         return refined.cpu().numpy()
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[part] += time.perf_counter() - start
 
     def _refine_patches(
         self, image: Tensor, masks: Tensor, boxes: Tensor, mask_index: Tensor
@@ -119,10 +163,12 @@ class BoundaryRefiner:
         probabilities = image.new_empty((len(boxes), *size), dtype=torch.float32)
         for start in range(0, len(boxes), self.batch_size):
             batch = slice(start, start + self.batch_size)
-            images, coarse = crop_patches(
-                image, masks, boxes[batch], mask_index[batch], self.input_size, self.padding
-            )
-            probabilities[batch] = self.model.refine_patches(images, coarse, size)
+            with self._timed("extraction"):
+                images, coarse = crop_patches(
+                    image, masks, boxes[batch], mask_index[batch], self.input_size, self.padding
+                )
+            with self._timed("network"):
+                probabilities[batch] = self.model.refine_patches(images, coarse, size)
         return probabilities
 
     def _patch_shape(self, boxes: Tensor) -> tuple[int, int]:
