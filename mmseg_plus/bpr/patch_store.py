@@ -6,10 +6,10 @@ Why SQLite, and not one PNG per patch or an archive: a transaction per image mea
 leaves whole images only, and that a resumed run knows which; any patch is read at once by any
 number of processes; it is part of Python, and any SQLite browser shows what is inside.
 
-Measured with patches of 64 x 64 pixels of COCO's photographs, on one core, read in random order: 6.5
-kB and 0.13 ms a patch, against 19 kB on disk (9 kB of contents) and 0.20 ms for a PNG each of image,
-coarse mask and target. Pictures are lossless WebP, which takes 6 ms to write; with PNG inside it is
-8.7 kB, 0.18 ms and 0.4 ms.
+Measured with patches of 64 x 64 pixels of COCO's photographs, on one core, read in random order:
+6.5 kB and 0.13 ms a patch, against 19 kB on disk (9 kB of contents) and 0.20 ms for a PNG each of
+image, coarse mask and target. Pictures are lossless WebP, which takes 6 ms to write; with PNG
+inside it is 8.7 kB, 0.18 ms and 0.4 ms.
 """
 
 import json
@@ -103,7 +103,7 @@ def encode_patch(
 
 
 def _pack(mask: np.ndarray) -> bytes:
-    return zlib.compress(np.packbits(mask != 0).tobytes(), 6)
+    return zlib.compress(np.packbits(mask).tobytes(), 6)
 
 
 def _unpack(content: bytes, shape: tuple[int, int]) -> np.ndarray:
@@ -167,7 +167,10 @@ class PatchStoreWriter:
         # No other connection, so that the journal needs no memory shared with others, which
         # network file systems lack. Commits are not held up by the disk: what a power cut takes
         # is the last images, never half an image.
-        database = sqlite3.connect(self.part, isolation_level=None, timeout=1.0)
+        try:
+            database = sqlite3.connect(self.part, isolation_level=None, timeout=1.0)
+        except sqlite3.Error as error:
+            raise self._unwritable(error) from error
         try:
             database.execute(f"PRAGMA page_size = {_PAGE_SIZE}")
             database.execute("PRAGMA locking_mode = EXCLUSIVE")

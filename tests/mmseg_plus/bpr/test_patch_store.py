@@ -300,6 +300,10 @@ def test_files_that_are_no_store(path, built):
     assert "c.sqlite.part: damaged" in message(
         PatchStoreWriter, folder / "c.sqlite", META, resume=True
     )
+    (folder / "d.sqlite.part").mkdir()
+    assert "d.sqlite.part: cannot be written (unable to open" in message(
+        PatchStoreWriter, folder / "d.sqlite", META, resume=True
+    )
     (folder / "file").touch()
     assert "no folder can be made" in message(PatchStoreWriter, folder / "file" / "x" / "y", META)
 
@@ -364,7 +368,7 @@ def test_threads_and_pickles_open_the_file_themselves(built):
     thread = threading.Thread(target=lambda: found.append(store[3]["instance"]))
     thread.start()
     thread.join()
-    assert found == [3]
+    assert found == [3] and len(store._connections) == 2
     content = pickle.dumps(store)
     assert len(content) < 3000
     assert pickle.loads(content)[3]["instance"] == 3
@@ -388,6 +392,14 @@ def test_a_connection_is_not_shared_across_a_fork(built):
         assert pipe.read() == b"its own"
 
 
+def test_readers_ask_for_no_lock(built):
+    with sqlite3.connect(built, isolation_level=None) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        assert len(PatchStore(built)) == 6
+        database.execute("ROLLBACK")
+    database.close()
+
+
 def test_reading_does_not_look_at_other_patches(built):
     """By the key, not by counting: SQLite's own account of how it gets there."""
     store = PatchStore(built)
@@ -405,5 +417,7 @@ def test_any_sqlite_tool_can_look_inside(built):
         assert rows == [("0", 2), ('"image 1"', 0), ("2", 3), ('"image 3"', 1)]
         assert json.loads(database.execute("SELECT value FROM meta").fetchone()[0]) == META
         assert database.execute("PRAGMA page_size").fetchone() == (65536,)
+        # No journal that a reader would have to find beside the file, or to lock.
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("delete",)
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()
