@@ -168,8 +168,6 @@ class _Job:
         with self.journal.writer(processes.rank) as journal, _Ahead(self._load, mine) as images:
             for image in images:
                 journal.add(self._refined(image))
-                # Its masks must not wait with it for the next ones.
-                del image
                 shown.step(self.patches)
 
     def finish(self) -> RefineReport:
@@ -320,7 +318,6 @@ class _Ahead:
             if isinstance(loaded, BaseException):
                 raise loaded
             yield loaded
-            del loaded
 
     def _work(self) -> None:
         for index in self._indices:

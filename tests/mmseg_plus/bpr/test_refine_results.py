@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 import tracemalloc
+import weakref
 from pathlib import Path
 
 import cv2
@@ -525,6 +526,18 @@ def test_memory_does_not_follow_the_number_of_images(tmp_path):
     tracemalloc.stop()
     # The one in hand, two that wait, one that is being decoded, and the refined masks.
     assert peak < 5 * one_image
+
+
+def test_masks_are_let_go_before_the_next_ones(root):
+    last = []
+
+    def refine(image, masks):
+        assert all(array() is None for array in last)
+        last[:] = weakref.ref(image), weakref.ref(masks)
+        return masks.copy()
+
+    run(root, refine=refine)
+    assert last
 
 
 @pytest.mark.parametrize(("limit", "most"), [(1 << 30, 3), (1, 2)])

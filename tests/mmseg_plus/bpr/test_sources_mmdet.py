@@ -119,7 +119,7 @@ def storage_within(path):
 
 def changed_function():
     """Names an allowed function and sets an attribute of it: protocol 2 by hand."""
-    return Assembled(b"\x80\x02]c_codecs\nencode\n(N}X\x0c\x00\x00\x00__defaults__K\x05stba.")
+    return Assembled(b"\x80\x02]c_codecs\nencode\n(N}X\x05\x00\x00\x00note1K\x05stba.")
 
 
 @pytest.mark.parametrize(
@@ -255,6 +255,9 @@ def test_written_predictions_differ_in_the_changed_masks_alone(tmp_path, masks):
             assert torch.equal(old_predicted[key], new_predicted[key])
     # The source itself is as it was.
     assert np.array_equal(source[3].masks, masks[3])
+    source.write(tmp_path / "same.pkl", lambda index: {})
+    same = pickle.loads((tmp_path / "same.pkl").read_bytes())[3]["pred_instances"]
+    assert (same["bboxes"] == 2).all()
 
 
 def test_predictions_written_as_coco_results(tmp_path, masks):
