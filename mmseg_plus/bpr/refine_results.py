@@ -167,6 +167,7 @@ class _Job:
         shown = _Progress(self.progress if processes.rank == 0 else None, len(mine), processes)
         with self.journal.writer(processes.rank) as journal, _Ahead(self._load, mine) as images:
             for image in images:
+                processes.require_launcher()
                 journal.add(self._refined(image))
                 shown.step(self.patches)
 
@@ -355,6 +356,7 @@ class _Processes:
                 f"{known}; initialise it in each of them"
             )
         self._group = None
+        self._launcher = os.getppid()
         if self.world_size > 1:
             # Of its own: nccl would need a GPU to wait on, and the default's patience is short.
             with _peers():
@@ -375,6 +377,14 @@ class _Processes:
         if told[1] is not None:
             raise UserError(told[1])
         return told[0]
+
+    def require_launcher(self) -> None:
+        """Stop where what has started these processes is gone, rather than work on unseen."""
+        if self._group is not None and os.getppid() != self._launcher:
+            raise UserError(
+                "what started the processes of this job has ended, so this one ends too; go on "
+                "with --resume: finished images are kept"
+            )
 
     def wait(self) -> None:
         """Wait for all."""

@@ -676,6 +676,32 @@ def test_a_process_that_dies_does_not_leave_the_others_waiting(root, rank_that_d
     assert not leftovers(root)
 
 
+def test_processes_end_with_what_started_them(root):
+    """A launcher that is killed cannot end its processes."""
+    expected = unbroken(root)
+
+    def launch():
+        launcher = os.getpid()
+
+        def refine(image, masks):
+            waiting = root / f"waiting{os.getpid()}"
+            if waiting.exists():
+                deadline = time.monotonic() + 20
+                while os.getppid() == launcher and time.monotonic() < deadline:
+                    if len(list(root.glob("waiting*"))) == 2 and dist.get_rank() == 0:
+                        os.kill(launcher, signal.SIGKILL)
+                    time.sleep(0.01)
+            waiting.touch()
+            return tiny_results.refine(image, masks)
+
+        together(2, lambda rank: run(root, refine=refine))
+
+    assert in_child(launch) == -signal.SIGKILL
+    # It waits for them. Each had finished its second image, and one had a third.
+    report = run(root, resume=True)
+    assert report.resumed == 4 and (root / "out.json").read_bytes() == expected
+
+
 def test_all_processes_are_told_what_the_first_one_finds(root, capfd):
     (root / "out.json").write_text("old")
     assert together(2, lambda rank: run(root)) == [2, 2]
