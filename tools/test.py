@@ -5,7 +5,7 @@ import os
 import sys
 
 from mmdet_plus.engine import prepare_test_cfg, run_command, test
-from mmdet_plus.engine.config import add_common_arguments
+from mmdet_plus.engine.config import OptionsAction, add_common_arguments
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,6 +20,14 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--tta", action="store_true", help="merge the predictions on flipped views of each image"
+    )
+    parser.add_argument(
+        "--refine",
+        nargs="*",
+        action=OptionsAction,
+        metavar="KEY=VALUE",
+        help="also evaluate the masks with refined boundaries (BPR); options of the refiner such "
+        "as iou_thr=0.55, config=C.py, checkpoint=K.pth",
     )
     parser.add_argument(
         "--allow-mismatch",
@@ -44,6 +52,7 @@ def main() -> int:
                 show_dir=args.show_dir,
                 wait_time=args.wait_time,
                 tta=args.tta,
+                refine=args.refine,
                 allow_mismatch=args.allow_mismatch,
                 cfg_options=args.cfg_options,
                 launcher=args.launcher,

@@ -9,7 +9,12 @@ _base_ = [
 ]
 
 pipeline = _base_.train_pipeline
-common = dict(type="BoundaryPatchDataset", patches_per_image=8, pipeline=pipeline)
+# Patches of 32 pixels in batches of 64: the same scale as 64 pixels at an input of 128, but with twice
+# as much boundary to the pixel.
+common = dict(
+    type="BoundaryPatchDataset", patch_size=32, patches_per_image=16, pipeline=pipeline
+)
+model = dict(data_preprocessor=dict(input_size=64))
 shapes = dict(
     data_root="data/shapes/",
     ann_file="annotations/instances_train.json",
@@ -47,9 +52,9 @@ train_dataloader = dict(
     ),
 )
 
-train_cfg = dict(max_iters=6000, val_interval=1500)
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
+train_cfg = dict(max_iters=12000, val_interval=1000)
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=False, begin=100, end=6000, T_max=5900),
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=200),
+    dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=False, begin=200, end=12000, T_max=11800),
 ]

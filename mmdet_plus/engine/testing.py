@@ -43,6 +43,7 @@ def prepare_test_cfg(
     show_dir: str | None = None,
     wait_time: float = 2,
     tta: bool = False,
+    refine: dict | None = None,
     allow_mismatch: bool = False,
     cfg_options: dict | None = None,
     launcher: str = "none",
@@ -61,6 +62,8 @@ def prepare_test_cfg(
         wait_time: Seconds for which a window stays.
         tta: Average over the image and its mirror image (or what the config's ``tta_pipeline``
             says).
+        refine: Also evaluate the masks with refined boundaries; arguments of
+            :class:`mmseg_plus.bpr.BoundaryRefiner`, all at their defaults if empty.
         allow_mismatch: Go on where the checkpoint does not fit the model.
         cfg_options: Dotted keys and new values.
         launcher: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
@@ -78,6 +81,8 @@ def prepare_test_cfg(
     cfg.load_from, cfg.resume = checkpoint, False
     if show or show_dir:
         _draw(cfg, show, show_dir, wait_time)
+    if refine is not None:
+        use_refinement(cfg, refine)
     if out:
         _dump(cfg, out)
     check_data(cfg, ("test_dataloader",))
@@ -180,6 +185,34 @@ def use_tta(cfg: Config) -> None:
         own = cfg.get("tta_pipeline")
         dataset.pipeline = copy.deepcopy(own) if own else flip_pipeline(dataset.pipeline)
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def use_refinement(cfg: Config, refiner: dict) -> None:
+    """Have a detector's test tell the figures before and after refinement of the boundaries.
+
+    Args:
+        cfg: Changed in place. ``CocoMetric`` becomes ``BoundaryMetric``, which adds boundary AP and
+            AF to its figures.
+        refiner: Arguments of :class:`mmseg_plus.bpr.BoundaryRefiner`.
+
+    Raises:
+        UserError: The config has no single metric of instance masks.
+    """
+    evaluator = cfg.test_evaluator
+    if isinstance(evaluator, list) and len(evaluator) == 1:
+        evaluator = evaluator[0]
+    kind = evaluator.get("type") if isinstance(evaluator, dict) else None
+    kind = kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", None)
+    if kind not in ("CocoMetric", "BoundaryMetric"):
+        raise UserError(
+            f"--refine: test_evaluator of {cfg.filename} is not one CocoMetric or BoundaryMetric; "
+            "put its metric of instance masks into a BoundaryRefinementMetric by hand"
+        )
+    for package in ("mmdet_plus.evaluation", "mmseg_plus.bpr"):
+        add_import(cfg, package)
+        importlib.import_module(package)
+    metric = ConfigDict(evaluator, type="BoundaryMetric")
+    cfg.test_evaluator = ConfigDict(type="BoundaryRefinementMetric", metric=metric, refiner=refiner)
 
 
 def flip_pipeline(pipeline: list[dict]) -> list[dict]:

@@ -175,3 +175,27 @@ def test_what_is_missing_is_named(trained, change, message):
     case = trained["mask-rcnn"]
     with pytest.raises(UserError, match=message):
         prepare_test_cfg(**{"config": case.config, "checkpoint": case.checkpoint, **change})
+
+
+def test_refine_evaluates_twice_in_one_run(trained, monkeypatch):
+    import mmseg_plus.bpr.refinement_metric as module
+
+    class Keeps:
+        def __init__(self, **kwargs):
+            assert kwargs["iou_thr"] == 0.5
+
+        def refine(self, image, masks):
+            return masks
+
+    monkeypatch.setattr(module, "BoundaryRefiner", Keeps)
+    case = trained["mask-rcnn"]
+    cfg = prepare_test_cfg(case.config, case.checkpoint, work_dir="w", refine=dict(iou_thr=0.5))
+    metrics = run_test(cfg)
+    for name in ("segm_mAP", "boundary_mAP", "AF", "bbox_mAP"):
+        assert metrics[f"coarse/{name}"] == metrics[f"refined/{name}"]
+
+
+def test_refine_needs_a_metric_of_instances(trained):
+    case = trained["fcn"]
+    with pytest.raises(UserError, match="--refine: .*BoundaryRefinementMetric"):
+        prepare_test_cfg(case.config, case.checkpoint, refine={})
