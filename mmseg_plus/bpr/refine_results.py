@@ -1,12 +1,14 @@
 """Refining a file or folder of results: image by image, resumable, by one process or several.
 
 In memory are what the source holds of its records, the masks of the image in hand and of one or two
-decoded ahead, and at the end the new masks as RLEs; no image's masks are kept decoded.
+decoded ahead, and at the end the new masks as RLEs; no image's masks are kept decoded. Measured
+beside what is imported, without a network: 0.63 GB with 100 instances in images of 1024 x 2048
+(three times their masks: in hand, ahead, refined), and 0.84 GB with 300,000 COCO results whose
+masks have 860 characters each.
 
 Shape legend: N instances of an image of H x W pixels.
 """
 
-import datetime
 import os
 import threading
 import time
@@ -18,7 +20,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from torch import distributed as dist
 
 from mmseg_plus.common.coco_checks import AnnotationError, picture_fault
 from mmseg_plus.common.errors import UserError
@@ -26,6 +27,7 @@ from mmseg_plus.common.progress import ProgressLine
 
 from .instances import ImageInstances
 from .refine_journal import RefineJournal
+from .refine_processes import Processes
 from .sources import ResultsSource
 from .sources_rle import encode_mask
 
@@ -35,8 +37,6 @@ Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]
 _AHEAD = 2
 # No further image is decoded while so much waits.
 _AHEAD_BYTES = 128 << 20
-# A process may wait for days for one that has larger images; one that dies breaks its connections.
-_TIMEOUT = datetime.timedelta(days=30)
 
 
 @dataclass
@@ -113,7 +113,7 @@ def refine_results(
     """
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other")
-    processes = _Processes(rank, world_size)
+    processes = Processes(rank, world_size)
     job = _Job(source, refine, RefineJournal(out), score_thr, skip_bad, progress)
     identity = {"settings": {"score_thr": score_thr, **(settings or {})}}
     began = time.monotonic()
@@ -160,7 +160,7 @@ class _Job:
         self.score_thr, self.skip_bad, self.progress = score_thr, skip_bad, progress
         self.patches = 0
 
-    def run(self, done: set[int], processes: "_Processes") -> None:
+    def run(self, done: set[int], processes: Processes) -> None:
         """Refine this process's part of the images that are not done."""
         left = [i for i in range(len(self.source)) if i not in done and self.source.count(i)]
         mine = left[processes.rank :: processes.world_size]
@@ -342,75 +342,10 @@ class _Ahead:
         return len(self._ready) < _AHEAD and waiting < _AHEAD_BYTES
 
 
-class _Processes:
-    """The processes of a job; those of torch.distributed, or one alone."""
-
-    def __init__(self, rank: int | None, world_size: int | None) -> None:
-        group = dist.is_available() and dist.is_initialized()
-        self.rank = rank if rank is not None else (dist.get_rank() if group else 0)
-        known = dist.get_world_size() if group else 1
-        self.world_size = world_size if world_size is not None else known
-        if not 0 <= self.rank < self.world_size or self.world_size not in (1, known):
-            raise ValueError(
-                f"rank {self.rank} of {self.world_size} processes, but torch.distributed has "
-                f"{known}; initialise it in each of them"
-            )
-        self._group = None
-        self._launcher = os.getppid()
-        if self.world_size > 1:
-            # Of its own: nccl would need a GPU to wait on, and the default's patience is short.
-            with _peers():
-                self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
-
-    def from_first(self, job: Callable[[], tuple]) -> tuple:
-        """Do something in the first process and tell all what came of it, also its UserError."""
-        if self._group is None:
-            return job()
-        told: list = [None, None]
-        if self.rank == 0:
-            try:
-                told[0] = job()
-            except UserError as error:
-                told[1] = str(error)
-        with _peers():
-            dist.broadcast_object_list(told, src=0, group=self._group)
-        if told[1] is not None:
-            raise UserError(told[1])
-        return told[0]
-
-    def require_launcher(self) -> None:
-        """Stop where what has started these processes is gone, rather than work on unseen."""
-        if self._group is not None and os.getppid() != self._launcher:
-            raise UserError(
-                "what started the processes of this job has ended, so this one ends too; go on "
-                "with --resume: finished images are kept"
-            )
-
-    def wait(self) -> None:
-        """Wait for all."""
-        if self._group is not None:
-            with _peers():
-                dist.barrier(self._group)
-
-
-class _peers:
-    """Tells in a user's words that another process is gone."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, RuntimeError):
-            raise UserError(
-                "another process of this job has ended early; its own message tells why. Mend "
-                "that, and go on with --resume: finished images are kept"
-            ) from error
-
-
 class _Progress:
     """The line of progress: of the first process, all of which have about as much to do."""
 
-    def __init__(self, line: ProgressLine | None, total: int, processes: _Processes) -> None:
+    def __init__(self, line: ProgressLine | None, total: int, processes: Processes) -> None:
         self._line, self._total, self._done = line, total, 0
         self._began = time.monotonic()
         count = processes.world_size
