@@ -95,7 +95,7 @@ def encode_patch(
             f"{target.shape}"
         )
     ending, options = CODECS[codec]
-    picture = cv2.imencode(ending, np.ascontiguousarray(image), options)[1].tobytes()
+    picture = cv2.imencode(ending, image, options)[1].tobytes()
     x1, y1, x2, y2 = (int(value) for value in box)
     return EncodedPatch(
         int(instance), int(label), (x1, y1, x2, y2), picture, _pack(coarse), _pack(target)

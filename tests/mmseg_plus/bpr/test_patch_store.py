@@ -276,6 +276,15 @@ def test_a_full_disk(path):
     assert len(PatchStore(path)) == 20
 
 
+def test_a_store_that_cannot_be_begun(path, monkeypatch):
+    # As on a full disk.
+    monkeypatch.setattr("mmseg_plus.bpr.patch_store._SCHEMA", "CREATE TABLE x;")
+    text = message(PatchStoreWriter, path, META)
+    assert text.startswith(f"{path}.part: cannot be written (") and "--resume" in text
+    monkeypatch.undo()
+    PatchStoreWriter(path, META, resume=True).close()
+
+
 def test_files_that_are_no_store(path, built):
     folder = path.parent
     assert "there is no such file; tools/bpr_patches.py builds" in message(
