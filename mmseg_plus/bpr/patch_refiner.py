@@ -105,9 +105,8 @@ class BoundaryPatchRefiner(EncoderDecoder):
         self.to(memory_format=torch.channels_last)
 
     def extract_feat(self, inputs: Tensor) -> list[Tensor]:
-        """Features of a (B, 4, S, S) batch, at several strides; after them the batch itself."""
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return [*super().extract_feat(inputs), inputs]
+        """Features of a (B, 4, S, S) batch, at several strides."""
+        return super().extract_feat(inputs.contiguous(memory_format=torch.channels_last))
 
     def refine_patches(self, images: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor:
         """Foreground probabilities of patches.

@@ -14,10 +14,5 @@ model = dict(
             stage4=dict(num_modules=1, num_blocks=(1, 1, 1, 1), num_channels=channels),
         ),
     ),
-    decode_head=dict(
-        type="ResidualFCNHead",
-        in_channels=channels,
-        channels=sum(channels),
-        norm_cfg=dict(type="BN"),
-    ),
+    decode_head=dict(in_channels=channels, channels=sum(channels), norm_cfg=dict(type="BN")),
 )

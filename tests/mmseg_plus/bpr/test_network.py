@@ -197,38 +197,3 @@ def test_network_learns_a_patch():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
-
-
-def test_residual_head_starts_from_the_coarse_mask():
-    torch.manual_seed(0)
-    model = build(TINY)
-    model.init_weights()
-    # In training, where batch norm knows the features' size from the first batch on.
-    model.train()
-    image = torch.rand(2, 3, 128, 128) * 255
-    mask = (F.avg_pool2d(torch.rand(2, 1, 128, 128), 9, 1, 4) > 0.5).float()
-    with torch.no_grad():
-        refined = model.refine_patches(image, mask, (128, 128)) > 0.5
-    assert torch.equal(refined, mask[:, 0] > 0.5)
-
-
-def test_residual_head_corrects_it_by_the_features():
-    head = MODELS.build(
-        dict(
-            type="ResidualFCNHead",
-            in_channels=4,
-            channels=4,
-            in_index=0,
-            num_convs=0,
-            concat_input=False,
-            dropout_ratio=0,
-            num_classes=2,
-        )
-    )
-    features, picture = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 32, 32)
-    with torch.no_grad():
-        head.coarse_weight.fill_(0.7)
-        logits = head([features, picture])
-        plain = F.interpolate(head.cls_seg(features), (32, 32), mode="bilinear")
-    torch.testing.assert_close(logits[:, 1], plain[:, 1] + 0.7 * picture[:, 3])
-    torch.testing.assert_close(logits[:, 0], plain[:, 0] - 0.7 * picture[:, 3])
