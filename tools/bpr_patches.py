@@ -74,7 +74,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=whole, default=0, help="of samples and coarse masks (0)")
     parser.add_argument(
-        "--codec", choices=tuple(CODECS), default="webp", help="png is larger and faster to write"
+        "--codec",
+        choices=tuple(CODECS),
+        default="webp",
+        help="png: a third larger, built six times as fast (webp)",
     )
     parser.add_argument("--workers", type=whole, metavar="N", help="processes (one a core)")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
