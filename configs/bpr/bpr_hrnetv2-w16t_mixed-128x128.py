@@ -9,7 +9,7 @@ _base_ = [
 ]
 
 pipeline = _base_.train_pipeline
-# Patches of 32 pixels in batches of 64: the same scale as 64 pixels at an input of 128, but with twice
+# Patches of 32 pixels in batches of 64: the scale of 64 pixels at an input of 128, but with twice
 # as much boundary to the pixel.
 common = dict(
     type="BoundaryPatchDataset", patch_size=32, patches_per_image=16, pipeline=pipeline

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmdet_plus.engine.errors import UserError
+from mmseg_plus.bpr.checkpoints import without_prefix
 from mmseg_plus.common.compat import load_from_local, use_safe_checkpoint_loading
 from mmseg_plus.common.files import write_file
 
@@ -29,6 +30,10 @@ CONVERTERS = {
     "mask-rcnn": Converter(
         "mmdet's Mask R-CNN to MR R-CNN, whose refining heads start as copies of the trained ones",
         mask_rcnn_to_mr_rcnn,
+    ),
+    "bpr": Converter(
+        "a refinement network of BPR's authors, prefixes before its names taken off",
+        without_prefix,
     ),
 }
 

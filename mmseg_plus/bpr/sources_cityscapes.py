@@ -86,6 +86,10 @@ class CityscapesResults:
         """The number of an image's instances."""
         return len(self._lines[index])
 
+    def image_id(self, index: int) -> str:
+        """The id of an image, told without decoding its instances."""
+        return _image_id(self._files[index], _PREDICTIONS)
+
     def __getitem__(self, index: int) -> ImageInstances:
         """Read the masks of one image; records are the lines of its file that are not blank.
 
@@ -250,6 +254,10 @@ class CityscapesGroundTruth:
     def __len__(self) -> int:
         """The number of images."""
         return len(self._files)
+
+    def image_id(self, index: int) -> str:
+        """The id of an image, told without reading its map."""
+        return _image_id(self._files[index], _INSTANCE_IDS)
 
     def __getitem__(self, index: int) -> ImageInstances:
         """Read the instances of one image, in the order of their ids; the scores are ones.

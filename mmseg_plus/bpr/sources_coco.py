@@ -157,6 +157,10 @@ class CocoGroundTruth:
         """The number of an image's instances."""
         return len(self._positions[index])
 
+    def image_id(self, index: int) -> int | str:
+        """The id of an image, told without decoding its instances."""
+        return self._images.images[index][0]
+
     def __getitem__(self, index: int) -> ImageInstances:
         """Decode the annotations of one image; the scores are ones."""
         positions = self._positions[index]
@@ -224,6 +228,10 @@ class CocoResults:
     def count(self, index: int) -> int:
         """The number of an image's instances."""
         return len(self._positions[index])
+
+    def image_id(self, index: int) -> int | str:
+        """The id of an image, told without decoding its instances."""
+        return self._images.images[index][0]
 
     def __getitem__(self, index: int) -> ImageInstances:
         """Decode the results of one image, in the order of the list."""

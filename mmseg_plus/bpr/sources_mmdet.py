@@ -186,6 +186,10 @@ class MMDetResults:
         """The number of an image's instances."""
         return len(self._entries[index]["pred_instances"]["masks"])
 
+    def image_id(self, index: int) -> int | str:
+        """The id of an image, told without decoding its instances."""
+        return self._entries[index]["img_id"]
+
     def __getitem__(self, index: int) -> ImageInstances:
         """Decode the predictions on one image; records are places in its ``pred_instances``."""
         predicted = self._entries[index]["pred_instances"]

@@ -11,8 +11,7 @@ from itertools import islice
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from mmseg_plus.common.coco_checks import _mask_fault as shape_fault
-from mmseg_plus.common.coco_checks import _wrong_counts as wrong_counts
+from mmseg_plus.common.coco_checks import mask_fault, wrong_counts
 from mmseg_plus.common.rle import pixel_counts
 
 # Masks whose counts are added up in one go.
@@ -37,7 +36,7 @@ def mask_faults(masks: Iterable[tuple[str, object, int, int]]) -> Iterator[str]:
             if not segmentation:
                 yield f"{who}: has no segmentation; give each instance its mask, or remove it"
                 continue
-            fault = shape_fault(segmentation, {"height": height, "width": width})
+            fault = mask_fault(segmentation, {"height": height, "width": width})
             fault = fault or _polygons_too_far(segmentation, height, width)
             if fault:
                 yield f"{who}: {fault}"

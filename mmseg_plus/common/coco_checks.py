@@ -173,7 +173,7 @@ def check_instances(content: dict) -> Iterator[str]:
     for (position, ann), total in zip(compressed, totals.tolist(), strict=True):
         height, width = ann["segmentation"]["size"]
         if total != height * width:
-            yield f"{_annotation_name(ann, position, images)}: {_wrong_counts([height, width])}"
+            yield f"{_annotation_name(ann, position, images)}: {wrong_counts([height, width])}"
 
 
 def _annotation_name(ann: dict, position: int, images: dict) -> str:
@@ -200,13 +200,19 @@ def _instance_faults(ann: dict, images: dict, categories: Collection) -> list[st
         faults.append(f"area {ann.get('area')!r} is not a number; write the mask area in pixels")
     masks = ann.get("segmentation")
     if masks:
-        fault = _mask_fault(masks, image)
+        fault = mask_fault(masks, image)
         if fault:
             faults.append(fault)
     return faults
 
 
-def _mask_fault(masks: object, image: dict | None) -> str | None:
+def mask_fault(masks: object, image: dict | None) -> str | None:
+    """What is wrong with a ``segmentation`` that is there, counts of compressed RLEs apart.
+
+    Args:
+        masks: Polygons or an RLE.
+        image: The image's record; its size is not looked at where it is None.
+    """
     if isinstance(masks, list):
         for number, polygon in enumerate(masks):
             if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
@@ -244,11 +250,12 @@ def _mask_fault(masks: object, image: dict | None) -> str | None:
         except (TypeError, ValueError):
             fits = False
         if not fits:
-            return _wrong_counts(size)
+            return wrong_counts(size)
     return None
 
 
-def _wrong_counts(size: object) -> str:
+def wrong_counts(size: object) -> str:
+    """The fault of an RLE whose counts do not cover its size."""
     return f"the counts of its RLE do not add up to its size {size!r}; encode it again"
 
 

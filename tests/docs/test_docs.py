@@ -94,6 +94,9 @@ def options_of(*sources: str) -> set[str]:
         ("convert_checkpoint.py", ["tools/convert_checkpoint.py"]),
         ("publish_checkpoint.py", ["tools/publish_checkpoint.py"]),
         ("demo.py", ["tools/demo.py"]),
+        ("bpr_refine.py", ["tools/bpr_refine.py"]),
+        ("bpr_evaluate.py", ["tools/bpr_evaluate.py"]),
+        ("bpr_patches.py", ["tools/bpr_patches.py"]),
     ],
 )
 def test_tools_page_lists_each_option(tool, sources):

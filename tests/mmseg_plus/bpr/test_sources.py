@@ -69,6 +69,7 @@ def test_results_come_by_image(root, masks):
 
 def test_a_source_survives_pickling(root):
     again = pickle.loads(pickle.dumps(results(root)))
+    assert [again.image_id(i) for i in range(len(again))] == [item.image_id for item in again]
     assert np.array_equal(again[3].masks, results(root)[3].masks)
 
 
@@ -267,6 +268,7 @@ def test_ground_truth(root):
     source = CocoGroundTruth(ground_truth(root), root / "images")
     assert len(source) == len(SIZES) and source.count(0) == 3
     item = source[0]
+    assert source.image_id(0) == item.image_id
     assert item.labels.tolist() == CATEGORY_IDS
     assert item.crowd.tolist() == [False, False, True]
     assert item.scores.tolist() == [1, 1, 1]

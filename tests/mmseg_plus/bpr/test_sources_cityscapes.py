@@ -32,7 +32,7 @@ def test_results_come_by_image(tmp_path, masks):
     assert len(source) == len(SIZES)
     for index, item in enumerate(source):
         assert source.count(index) == COUNTS[index]
-        assert item.image_id == f"ulm_{index:06d}_000019"
+        assert item.image_id == source.image_id(index) == f"ulm_{index:06d}_000019"
         assert item.image_path == str(tmp_path / "images" / CITY_NAMES[index])
         assert (item.height, item.width) == SIZES[index]
         assert item.masks.dtype == bool and np.array_equal(item.masks, masks[index])
@@ -196,7 +196,9 @@ def test_ground_truth_without_instances_or_image(tmp_path):
     (tmp_path / "gt").mkdir()
     path = tmp_path / "gt" / "ulm_000001_000019_gtFine_instanceIds.png"
     cv2.imwrite(str(path), np.full(SIZES[1], 7, np.uint16))
-    item = CityscapesGroundTruth(tmp_path / "gt", tmp_path / "images")[0]
+    source = CityscapesGroundTruth(tmp_path / "gt", tmp_path / "images")
+    item = source[0]
+    assert item.image_id == source.image_id(0)
     assert item.masks.shape == (0, *SIZES[1]) and item.labels.shape == (0,)
     path.rename(path.with_name("rom_000001_000019_gtFine_instanceIds.png"))
     with pytest.raises(UserError, match="image 'rom_000001_000019': no image file"):

@@ -38,7 +38,7 @@ def test_predictions_come_by_image(tmp_path, masks):
     for index, item in enumerate(source):
         count = COUNTS[index]
         assert source.count(index) == count
-        assert item.image_id == 100 + index
+        assert item.image_id == source.image_id(index) == 100 + index
         assert item.image_path == str(tmp_path / "images" / f"{index:03d}.png")
         assert np.array_equal(item.masks, masks[index])
         assert item.labels.tolist() == [CATEGORY_IDS[n % 3] for n in range(count)]
