@@ -1,5 +1,11 @@
 # Boundary patches of a segmenter's results on Cityscapes, which tools/bpr_patches.py has collected
-# in one file a split.
+# in one file a split. Of Mask R-CNN's, as in the paper's ablations:
+#
+# for split in train val; do
+#     python tools/bpr_patches.py results/mask-rcnn_$split --split $split \
+#         --ann data/cityscapes/gtFine/$split --img-dir data/cityscapes/leftImg8bit/$split \
+#         --out data/bpr/cityscapes
+# done
 dataset_type = "BoundaryPatchDataset"
 data_root = "data/bpr/cityscapes/"
 

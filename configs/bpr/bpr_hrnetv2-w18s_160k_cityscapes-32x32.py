@@ -1,0 +1,4 @@
+# Ablation: patches are resized to 32 x 32 pixels for the network.
+_base_ = "./bpr_hrnetv2-w18s_160k_cityscapes-128x128.py"
+
+model = dict(data_preprocessor=dict(input_size=32))
