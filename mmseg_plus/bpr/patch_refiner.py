@@ -14,6 +14,8 @@ from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from torch import Tensor
 
+from .colour_evidence import colour_evidence
+
 BACKGROUND, FOREGROUND = 0, 1
 
 
@@ -32,6 +34,7 @@ class BoundaryPatchPreProcessor(SegDataPreProcessor):
         std: Likewise.
         bgr_to_rgb: Whether the network reads RGB.
         use_coarse_mask: False drops the mask, the ablation "without the coarse mask".
+        use_colour_evidence: Add the channels of :func:`colour_evidence`; not in the paper.
         kwargs: :class:`SegDataPreProcessor`'s.
     """
 
@@ -42,6 +45,7 @@ class BoundaryPatchPreProcessor(SegDataPreProcessor):
         std: Sequence[float] = (58.395, 57.12, 57.375),
         bgr_to_rgb: bool = True,
         use_coarse_mask: bool = True,
+        use_colour_evidence: bool = False,
         **kwargs,
     ) -> None:
         half = (127.5,) if use_coarse_mask else ()
@@ -51,6 +55,7 @@ class BoundaryPatchPreProcessor(SegDataPreProcessor):
         self.channels = [2, 1, 0] if bgr_to_rgb else [0, 1, 2]
         if use_coarse_mask:
             self.channels.append(3)
+        self.use_colour_evidence = use_colour_evidence
 
     def forward(self, data: dict, training: bool = False) -> dict[str, Any]:
         """Resize, normalise and stack a batch of patches, their targets with them."""
@@ -84,10 +89,14 @@ class BoundaryPatchPreProcessor(SegDataPreProcessor):
             masks: (B, 1, S, S) in [0, 1].
 
         Returns:
-            (B, 4, S, S), or (B, 3, S, S) without the coarse mask.
+            (B, 4, S, S): image and mask; without the coarse mask (B, 3, S, S); with colour
+            evidence, its channels after them.
         """
         inputs = torch.cat([images, masks * 255], dim=1)[:, self.channels]
-        return (inputs - self.mean) / self.std
+        inputs = (inputs - self.mean) / self.std
+        if self.use_colour_evidence:
+            inputs = torch.cat([inputs, colour_evidence(inputs[:, :3], masks)], dim=1)
+        return inputs
 
 
 @MODELS.register_module()

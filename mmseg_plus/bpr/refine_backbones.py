@@ -37,16 +37,16 @@ class ImageAndMaskConv(nn.Conv2d):
         self._conv_mask = (conv_mask,)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Convolve (B, 3 + 1, S, S) image and mask."""
+        """Convolve (B, 3 + M, S, S) image and mask."""
         return self._conv_forward(inputs, self._both(), self.bias)
 
     def _both(self) -> Tensor:
         return torch.cat([self.weight, self._conv_mask[0].weight], dim=1)
 
     def merged(self) -> nn.Conv2d:
-        """An ordinary convolution of four channels that does the same."""
+        """An ordinary convolution of all channels that does the same."""
         conv = nn.Conv2d(
-            self.in_channels + 1,
+            self.in_channels + self._conv_mask[0].in_channels,
             self.out_channels,
             self.kernel_size,
             self.stride,
@@ -60,11 +60,11 @@ class ImageAndMaskConv(nn.Conv2d):
         return conv
 
 
-def _mask_conv(conv: nn.Conv2d, conv_cfg: dict | None) -> nn.Conv2d:
-    """A convolution of a one-channel mask that fits the one of the image."""
+def _mask_conv(conv: nn.Conv2d, channels: int, conv_cfg: dict | None) -> nn.Conv2d:
+    """A convolution of the mask that fits the one of the image."""
     return build_conv_layer(
         conv_cfg,
-        1,
+        channels,
         conv.out_channels,
         kernel_size=conv.kernel_size,
         stride=conv.stride,
@@ -78,12 +78,12 @@ class RefineHRNet(HRNet):
     """HRNet over (B, 4, S, S): three normalised image channels and the coarse mask in {-1, 1}.
 
     Parameter names are those of the authors' checkpoints: HRNet's, and ``conv_mask.weight``.
-    Arguments are HRNet's.
+    Arguments are HRNet's, and ``mask_channels``: the mask's, 1, and those of colour evidence.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args, mask_channels: int = 1, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.conv_mask = _mask_conv(self.conv1, self.conv_cfg)
+        self.conv_mask = _mask_conv(self.conv1, mask_channels, self.conv_cfg)
         self.conv1 = ImageAndMaskConv(self.conv1, self.conv_mask)
 
 
@@ -91,11 +91,12 @@ class RefineHRNet(HRNet):
 class RefineMobileNetV2(MobileNetV2):
     """MobileNetV2 over (B, 4, S, S): three normalised image channels, the coarse mask in {-1, 1}.
 
-    The lighter backbone of the supplement's section C. Arguments are MobileNetV2's.
+    The lighter backbone of the supplement's section C. Arguments are MobileNetV2's, and
+    ``mask_channels`` as for :class:`RefineHRNet`.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args, mask_channels: int = 1, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         stem = self.conv1
-        self.conv_mask = _mask_conv(stem.conv, self.conv_cfg)
+        self.conv_mask = _mask_conv(stem.conv, mask_channels, self.conv_cfg)
         stem.conv = ImageAndMaskConv(stem.conv, self.conv_mask)

@@ -11,6 +11,7 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
+from mmseg_plus.bpr.colour_evidence import colour_evidence
 from mmseg_plus.bpr.refiner import fuse
 from mmseg_plus.common.config import read_config
 
@@ -85,7 +86,7 @@ def test_copies_keep_their_own_mask_convolution(tiny):
     other = copy.deepcopy(tiny)
     with torch.no_grad():
         other.backbone.conv_mask.weight.zero_()
-    inputs = torch.zeros(1, 4, 32, 32)
+    inputs = torch.zeros(1, 6, 32, 32)
     inputs[:, 3] = 1
     assert other.backbone.conv1(inputs).abs().sum() == 0
     assert tiny.backbone.conv1(inputs).abs().sum() > 0
@@ -105,14 +106,16 @@ def test_preprocessor_resizes_each_patch_and_normalises():
     pre = build(TINY).data_preprocessor
     (a, one), (b, two) = sample(64, 64, 0), sample(40, 128, 1)
     out = pre(dict(inputs=[a, b], data_samples=[one, two]), training=True)
-    assert out["inputs"].shape == (2, 4, 128, 128)
+    assert out["inputs"].shape == (2, 6, 128, 128)
     for patch, result in zip((a, b), out["inputs"], strict=True):
         image = F.interpolate(patch[None, [2, 1, 0]].float(), (128, 128), mode="bilinear")[0]
         mean = torch.tensor([123.675, 116.28, 103.53])[:, None, None]
         std = torch.tensor([58.395, 57.12, 57.375])[:, None, None]
         torch.testing.assert_close(result[:3], (image - mean) / std)
         mask = F.interpolate(patch[None, 3:].float(), (128, 128), mode="nearest")[0]
-        torch.testing.assert_close(result[3:], (mask / 255 - 0.5) / 0.5)
+        torch.testing.assert_close(result[3:4], (mask / 255 - 0.5) / 0.5)
+        evidence = colour_evidence(result[None, :3], mask[None] / 255)
+        torch.testing.assert_close(result[4:], evidence[0])
     assert [s.gt_sem_seg.data.shape for s in out["data_samples"]] == [(1, 128, 128)] * 2
     assert set(out["data_samples"][1].gt_sem_seg.data.unique().tolist()) == {0, 1}
     assert out["data_samples"][0].img_shape == (128, 128)
