@@ -7,6 +7,7 @@ import copy
 import os
 import pickle
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -243,7 +244,9 @@ def load_refiner(
         )
     path = os.fspath(checkpoint) if checkpoint else _beside(cfg)
     # Whatever scope the program is in, a detector's among them.
-    with DefaultScope.overwrite_default_scope("mmseg"):
+    with DefaultScope.overwrite_default_scope("mmseg"), warnings.catch_warnings():
+        # mmseg's advice on two classes, and on how it builds its own losses.
+        warnings.simplefilter("ignore", UserWarning)
         model = MODELS.build(_plain(cfg.model))
     _load(model, path, cfg.filename or "the config")
     return fuse(model.eval())
@@ -263,7 +266,7 @@ def _load(model: BoundaryPatchRefiner, path: str, config: str) -> None:
     """Load a checkpoint whose every weight must be the model's and the other way round."""
     use_safe_checkpoint_loading()
     try:
-        checkpoint = CheckpointLoader.load_checkpoint(path, map_location="cpu")
+        checkpoint = CheckpointLoader.load_checkpoint(path, map_location="cpu", logger="silent")
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such checkpoint file") from error
     except pickle.UnpicklingError as error:
