@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
@@ -11,13 +12,24 @@ from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 METAFILES = sorted(ROOT.glob("configs/*/metafile.yml"))
-PAPERS = {"mr_rcnn"}  # families that carry the figures of a paper
+PAPERS = {"bpr", "mr_rcnn"}  # families that carry the figures of a paper
 METRICS = [f"{part} AP{iou}" for part in ("box", "mask") for iou in ("", "@0.5", "@0.75")]
+REFINERS = {
+    "RefineHRNet": "HRNetV2",
+    "HRNet": "HRNetV2",
+    "RefineMobileNetV2": "MobileNetV2",
+}
 BACKBONES = {"ResNet-50": "r50", "ResNet-101": "r101", "ResNeXt-101": "x101-32x8d"}
 
 
 def read(metafile: Path) -> dict:
     return yaml.safe_load(metafile.read_text())
+
+
+@functools.cache
+def config(path: str) -> Config:
+    """A config, which no test changes."""
+    return Config.fromfile(ROOT / path)
 
 
 def figures_of(model: dict) -> dict[str, float]:
@@ -108,9 +120,17 @@ def test_figures_are_labelled_as_the_papers(metafile):
 @pytest.mark.parametrize("metafile", METAFILES, ids=lambda path: path.parent.name)
 def test_architecture_is_the_config_s(metafile):
     for model in read(metafile)["Models"]:
-        head = Config.fromfile(ROOT / model["Config"]).model.roi_head
-        refining = head.type == "MaskRefiningRoIHead"
+        cfg = config(model["Config"]).model
         parts = set(model["Metadata"]["Architecture"])
+        assert ("Boundary Patch Refinement" in parts) == (cfg.type == "BoundaryPatchRefiner")
+        if cfg.type == "BoundaryPatchRefiner":
+            seen = cfg.data_preprocessor.get("use_coarse_mask", True)
+            assert ("Coarse Mask Input" in parts) == seen
+            assert ("FCN" in parts) == (cfg.decode_head.type == "FCNHead")
+            assert model["Metadata"]["Backbone"].startswith(REFINERS[cfg.backbone.type])
+            continue
+        head = cfg.roi_head
+        refining = head.type == "MaskRefiningRoIHead"
         assert ("Mask Refining" in parts) == refining
         assert ("Shape-aware RoIAlign" in parts) == (refining and head.shape_aware)
 
@@ -228,3 +248,91 @@ def test_readme_and_metafile_agree(mr_rcnn):
             elif name in found:
                 wanted[name] = ("not in the paper", "not in the paper")
         assert found == wanted
+
+
+@pytest.fixture(scope="module")
+def bpr() -> dict[str, dict]:
+    data = read(ROOT / "configs/bpr/metafile.yml")
+    return {model["Name"]: model for model in data["Models"]}
+
+
+@pytest.fixture(scope="module")
+def supplement() -> str:
+    path = ROOT.parent / "shared/papers/bpr_supplement.txt"
+    if not path.is_file():
+        pytest.skip("needs ../shared/papers beside the repository")
+    return path.read_text()
+
+
+def table_s1(supplement: str) -> dict[str, list[float]]:
+    """AP, AP50 and AF by the first cell of the row."""
+    above = supplement[: supplement.index("\nTable S1:")].rstrip().splitlines()[-3:]
+    rows = [line.split("\t") for line in above]
+    return {name: [float(cell) for cell in cells] for name, *cells in rows}
+
+
+def test_bpr_has_the_figures_of_table_s1_and_no_others(bpr, supplement):
+    rows = table_s1(supplement)
+    assert len(rows) == 3
+    figures = {name: figures_of(model) for name, model in bpr.items()}
+    for segmenter in ("PointRend", "SegFix"):
+        name = f"bpr_hrnetv2-w18s_{segmenter.lower()}_160k_cityscapes-128x128"
+        metrics = [f"Cityscapes val mask {metric}" for metric in ("AP", "AP@0.5", "AF")]
+        wanted = dict(zip(metrics, rows[f"w/ BPR (trained on {segmenter})"], strict=True))
+        assert figures.pop(name) == wanted
+        assert segmenter in bpr[name]["Metadata"]["Note"]
+        assert bpr[name]["Metadata"]["Supplement"] == "Table S1"
+        baseline = re.findall(r"\d+\.\d+(?=,|$)", bpr[name]["Metadata"]["Baseline"])
+        assert [float(figure) for figure in baseline] == rows["Mask R-CNN"]
+    assert not any(figures.values())
+
+
+def test_time_of_bpr_is_that_of_the_supplement(bpr, supplement):
+    found = re.search(r"about (\d+)ms \((\d+)ms,(\d+)ms,(\d+)ms", supplement)
+    total, *parts = found.groups()
+    timed = {
+        name: model["Metadata"]["Time (reported)"]
+        for name, model in bpr.items()
+        if "Time (reported)" in model["Metadata"]
+    }
+    assert list(timed) == ["bpr_hrnetv2-w18s_160k_cityscapes-128x128"]
+    (text,) = timed.values()
+    assert text.startswith(f"{total} ms") and f"({', '.join(parts)})" in text
+    readme = (ROOT / "configs/bpr/README.md").read_text()
+    (row,) = [line for line in readme.splitlines() if line.startswith("| HRNet-W18s, 128 x 128")]
+    assert [cell.strip() for cell in row.strip("|").split("|")][1:] == [*parts, total]
+
+
+def test_training_of_bpr_is_the_config_s(bpr):
+    for name, model in bpr.items():
+        facts = model["Metadata"]
+        cfg = config(model["Config"])
+        techniques = {"SGD": "SGD with Momentum", "AdamW": "AdamW"}
+        assert techniques[cfg.optim_wrapper.optimizer.type] in facts["Training Techniques"]
+        if "Iterations" in facts:
+            assert facts["Iterations"] == cfg.train_cfg.max_iters
+            assert facts["Batch Size"] == cfg.auto_scale_lr.base_batch_size
+            data = cfg.train_dataloader.dataset.data_root
+            assert facts["Training Data"].lower() in data, name
+        assert ("Iterations" in facts) == ("_160k_" in name)
+
+
+def test_readme_of_bpr_has_each_config_and_table_s1(bpr):
+    text = (ROOT / "configs/bpr/README.md").read_text()
+    linked = re.findall(
+        r"\]\((bpr_[\w-]+)\.py\)", text.split("\n## Configs\n")[1].split("\n## ")[0]
+    )
+    assert sorted(linked) == sorted(bpr)
+    rows = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 5 and re.fullmatch(r"\d\d\.\d", cells[1]):
+            link = re.search(r"\((.+)\.py\)", cells[4])
+            rows[link and link[1]] = [float(cell) for cell in cells[1:4]]
+    baseline = rows.pop(None)
+    wanted = {name: list(figures_of(model).values()) for name, model in bpr.items()}
+    assert rows == {name: figures for name, figures in wanted.items() if figures}
+    for name in rows:
+        assert bpr[name]["Metadata"]["Baseline"].endswith(
+            "mask AP {}, mask AP@0.5 {}, mask AF {}".format(*baseline)
+        )
