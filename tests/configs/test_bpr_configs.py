@@ -162,6 +162,8 @@ def test_schedule_of_the_supplement_s_section_a(name):
     assert cfg.train_dataloader.sampler.type == "InfiniteSampler"
     steps = [step.type for step in cfg.train_dataloader.dataset.pipeline]
     assert steps == ["RandomFlip", "PhotoMetricDistortion", "PackPatchInputs"]
+    flip = cfg.train_dataloader.dataset.pipeline[0]
+    assert flip.prob == 0.5 and flip.get("direction", "horizontal") == "horizontal"
     for loader in (cfg.val_dataloader, cfg.test_dataloader):
         assert [step.type for step in loader.dataset.pipeline] == ["PackPatchInputs"]
         assert loader.sampler == dict(type="DefaultSampler", shuffle=False)
