@@ -24,10 +24,12 @@ from mmseg_plus.common.progress import ProgressLine
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
-SHIPPED = "bpr_hrnetv2-w16t_mixed-128x128"
+SHIPPED, TRAINED = "bpr_hrnetv2-w16t_mixed-128x128", "bpr_hrnetv2-w16t_mixed-64x64"
 MAIN = "bpr_hrnetv2-w18s_160k_cityscapes-128x128"
 CITYSCAPES, COCO = "data/bpr/cityscapes", "data/bpr/coco"
-LARGE_FILES = sorted(path for path in (CONFIGS / "bpr").glob("bpr_*.py") if path.stem != SHIPPED)
+LARGE_FILES = sorted(
+    path for path in (CONFIGS / "bpr").glob("bpr_*.py") if "mixed" not in path.stem
+)
 LARGE = [path.stem for path in LARGE_FILES]
 SMALL = {"bpr_hrnetv2-w16t_shapes": "shapes", "bpr_hrnetv2-w16t_nuclei": "nuclei"}
 
@@ -336,7 +338,7 @@ def prepare(name, folder, **options):
     return cfg
 
 
-@pytest.mark.parametrize("name", [*SMALL, SHIPPED])
+@pytest.mark.parametrize("name", [*SMALL, TRAINED])
 def test_small_config_trains_and_validates(name, shapes, tmp_path, monkeypatch):
     (tmp_path / "data/coarse").mkdir(parents=True)
     if name in SMALL:
@@ -374,3 +376,16 @@ def test_the_small_network_is_the_large_one_s_kind():
         assert ours.decode_head.loss_decode == full.decode_head.loss_decode
     assert read("bpr_hrnetv2-w16t_nuclei").model == read("bpr_hrnetv2-w16t_shapes").model
     assert read(SHIPPED).model.backbone == read("bpr_hrnetv2-w16t_shapes").model.backbone
+
+
+def test_shipped_config_is_its_training_at_twice_the_side():
+    shipped, trained = read(SHIPPED), read(TRAINED)
+    assert shipped.model.data_preprocessor.input_size == 128
+    assert trained.model.data_preprocessor.input_size == 64
+    sizes = {
+        dataset.get("dataset", dataset).patch_size
+        for dataset in trained.train_dataloader.dataset.datasets
+    }
+    assert sizes == {32} == {trained.val_dataloader.dataset.patch_size}
+    shipped.model.data_preprocessor.input_size = 64
+    assert shipped.model == trained.model
