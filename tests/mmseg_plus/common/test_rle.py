@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from mmdet_plus.datasets import rle
+from mmseg_plus.common import rle
 
 
 def encode(mask):
