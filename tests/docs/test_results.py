@@ -4,6 +4,7 @@ import json
 import re
 
 from mmdet_plus.benchmark.ops import markdown
+from mmdet_plus.benchmark.refinement import markdown as refinement_table
 from mmdet_plus.engine.comparison import summarise
 from mmdet_plus.engine.demo import METRICS
 
@@ -75,3 +76,26 @@ def test_records_name_no_folder_of_a_machine(repo_root):
     for path in (repo_root / "docs/results").rglob("*.json"):
         found = re.search(r"[\s\"'=](/(?!/)[^\s\"',]+)", path.read_text())
         assert found is None, f"{path.name}: {found.group(1)}"
+
+
+def test_tables_of_refinement_are_those_of_their_records(repo_root):
+    page = (repo_root / "docs/results/bpr.md").read_text()
+    paths = sorted((repo_root / "docs/results/bpr").glob("*.json"))
+    assert len(paths) >= 3
+    for path in paths:
+        record = json.loads(path.read_text())
+        assert refinement_table(record) in page, path.name
+        assert record["command"] in page, path.name
+
+
+def test_the_page_says_where_refinement_helps(repo_root):
+    for name, helps in (
+        ("shapes_mask-rcnn", True),
+        ("nuclei_mask-rcnn", True),
+        ("coco-tiny_mask-head", False),
+        ("coco-tiny_all-kinds", False),
+    ):
+        record = json.loads((repo_root / f"docs/results/bpr/{name}.json").read_text())
+        first = next(iter(record["refined"].values()))
+        # Where this changes, the page's words and docs/bpr.md change with it.
+        assert (first["gain"]["boundary_mAP"] > 0) == helps, name
