@@ -16,27 +16,7 @@ from mmseg_plus.bpr.coarse_masks import KINDS
 from mmseg_plus.bpr.patch_store import CODECS
 from mmseg_plus.bpr.patches_command import SPLITS, build_files
 from mmseg_plus.bpr.sources import FORMATS
-
-
-def count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-def whole(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
-
-
-def share(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise ValueError
-    return number
+from mmseg_plus.common.arguments import count, share, whole
 
 
 def parse_args() -> argparse.Namespace:

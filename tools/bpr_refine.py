@@ -14,27 +14,7 @@ from mmdet_plus.engine.distributed import open_cpu_group
 from mmdet_plus.engine.errors import run_command
 from mmseg_plus.bpr.refine_command import refine_file
 from mmseg_plus.bpr.sources import FORMATS
-
-
-def count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-def pixels(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
-
-
-def share(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise ValueError
-    return number
+from mmseg_plus.common.arguments import count, share, whole
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,7 +39,7 @@ def parse_args() -> argparse.Namespace:
         "--iou-thr", type=share, default=0.25, help="overlap of patches; more is finer (0.25)"
     )
     parser.add_argument("--scheme", choices=("dense", "grid", "instance"), default="dense")
-    parser.add_argument("--padding", type=pixels, default=0, help="pixels around patches (0)")
+    parser.add_argument("--padding", type=whole, default=0, help="pixels around patches (0)")
     parser.add_argument("--batch-size", type=count, default=256, help="patches at a time (256)")
     parser.add_argument("--max-patches", type=count, metavar="N", help="budget of patches an image")
     parser.add_argument(

@@ -116,7 +116,52 @@ class CocoImages:
         )
 
 
-class CocoGroundTruth:
+class _CocoInstances:
+    """Records of a COCO file by image; what annotations and results have in common."""
+
+    _images: CocoImages
+    _file: str
+    _records: list[dict]
+
+    def _index(self, check_files: bool) -> None:
+        self._positions = self._images.by_image([record["image_id"] for record in self._records])
+        if check_files:
+            self._images.require_files([i for i in range(len(self)) if self.count(i)])
+
+    def __len__(self) -> int:
+        """The number of images of the annotation file, those without instances among them."""
+        return len(self._positions)
+
+    def count(self, index: int) -> int:
+        """The number of an image's instances."""
+        return len(self._positions[index])
+
+    def image_id(self, index: int) -> int | str:
+        """The id of an image, told without decoding its instances."""
+        return self._images.images[index][0]
+
+    def _of_image(self, index: int) -> list[dict]:
+        return [self._records[position] for position in self._positions[index]]
+
+    def _decode(self, index: int, scores: np.ndarray, crowd: np.ndarray) -> ImageInstances:
+        positions, records = self._positions[index], self._of_image(index)
+        return self._images.instances(
+            range(len(self))[index],
+            [record["segmentation"] for record in records],
+            [self._name(position) for position in positions],
+            self._file,
+            labels=np.array([record["category_id"] for record in records], np.int64),
+            scores=scores,
+            crowd=crowd,
+            records=list(positions),
+        )
+
+    def _name(self, position: int) -> str:
+        """What to call a record in messages."""
+        raise NotImplementedError
+
+
+class CocoGroundTruth(_CocoInstances):
     """The annotations of a COCO instances file, image by image.
 
     Held are the records, as JSON gives them; masks are decoded when an image is asked for.
@@ -145,35 +190,15 @@ class CocoGroundTruth:
         self._records = content["annotations"]
         # What has been checked above; now that each has a mask, and within reach.
         raise_faults(self._file, mask_faults(self._masks()))
-        self._positions = self._images.by_image([record["image_id"] for record in self._records])
-        if check_files:
-            self._images.require_files([i for i in range(len(self)) if self.count(i)])
-
-    def __len__(self) -> int:
-        """The number of images, those without annotations among them."""
-        return len(self._positions)
-
-    def count(self, index: int) -> int:
-        """The number of an image's instances."""
-        return len(self._positions[index])
-
-    def image_id(self, index: int) -> int | str:
-        """The id of an image, told without decoding its instances."""
-        return self._images.images[index][0]
+        self._index(check_files)
 
     def __getitem__(self, index: int) -> ImageInstances:
         """Decode the annotations of one image; the scores are ones."""
-        positions = self._positions[index]
-        records = [self._records[position] for position in positions]
-        return self._images.instances(
-            range(len(self))[index],
-            [record["segmentation"] for record in records],
-            [self._name(position) for position in positions],
-            self._file,
-            labels=np.array([record["category_id"] for record in records], np.int64),
+        records = self._of_image(index)
+        return self._decode(
+            index,
             scores=np.ones(len(records)),
             crowd=np.array([bool(record.get("iscrowd")) for record in records], bool),
-            records=list(positions),
         )
 
     def _masks(self) -> Iterator[tuple[str, object, int, int]]:
@@ -186,7 +211,7 @@ class CocoGroundTruth:
         return f"annotation {record['id']!r} (record {position} of `annotations`)"
 
 
-class CocoResults:
+class CocoResults(_CocoInstances):
     """COCO results: a JSON list of instances with scores.
 
     Each record is ``{"image_id", "category_id", "segmentation", "score"}`` and maybe more; the
@@ -217,35 +242,15 @@ class CocoResults:
         self._records = _read_results(self._file)
         raise_faults(self._file, self._faults())
         raise_faults(self._file, mask_faults(self._masks()))
-        self._positions = self._images.by_image([record["image_id"] for record in self._records])
-        if check_files:
-            self._images.require_files([i for i in range(len(self)) if self.count(i)])
-
-    def __len__(self) -> int:
-        """The number of images of the annotation file, those without results among them."""
-        return len(self._positions)
-
-    def count(self, index: int) -> int:
-        """The number of an image's instances."""
-        return len(self._positions[index])
-
-    def image_id(self, index: int) -> int | str:
-        """The id of an image, told without decoding its instances."""
-        return self._images.images[index][0]
+        self._index(check_files)
 
     def __getitem__(self, index: int) -> ImageInstances:
         """Decode the results of one image, in the order of the list."""
-        positions = self._positions[index]
-        records = [self._records[position] for position in positions]
-        return self._images.instances(
-            range(len(self))[index],
-            [record["segmentation"] for record in records],
-            [self._name(position) for position in positions],
-            self._file,
-            labels=np.array([record["category_id"] for record in records], np.int64),
+        records = self._of_image(index)
+        return self._decode(
+            index,
             scores=np.array([record["score"] for record in records], float),
             crowd=np.zeros(len(records), bool),
-            records=list(positions),
         )
 
     def inputs(self) -> dict[str, str]:
