@@ -14,7 +14,6 @@ from mmdet_plus.evaluation import evaluate_results
 from mmseg_plus.bpr import BoundaryRefiner
 from mmseg_plus.bpr.coarse_masks import KINDS, degrade
 from mmseg_plus.bpr.instances import ImageInstances, InstanceSource
-from mmseg_plus.bpr.patch_dataset import read_image
 from mmseg_plus.bpr.refiner import PARTS
 from mmseg_plus.bpr.sources import CocoGroundTruth, open_results
 from mmseg_plus.bpr.sources_rle import encode_mask
@@ -72,7 +71,9 @@ def parse_variations(texts: Sequence[str]) -> dict[str, list]:
     Raises:
         UserError: There is no such option, or a value is not of its kind.
     """
-    kinds = dict(patch_size=int, iou_thr=float, scheme=str, padding=int, max_patches=int)
+    kinds = dict(
+        patch_size=int, iou_thr=float, scheme=str, padding=int, max_patches=int, amp=_switch
+    )
     vary = {}
     for text in texts:
         name, _, values = text.partition("=")
@@ -83,6 +84,12 @@ def parse_variations(texts: Sequence[str]) -> dict[str, list]:
         except ValueError as error:
             raise UserError(f"--vary {text}: {error}") from error
     return vary
+
+
+def _switch(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(f"true or false, not {text}")
+    return text == "true"
 
 
 def evaluate_file(
@@ -134,6 +141,8 @@ def row_name(options: Mapping[str, Any]) -> str:
         parts.append(f"padding {options['padding']}")
     if options.get("max_patches") is not None:
         parts.append(f"at most {options['max_patches']}")
+    if options.get("amp"):
+        parts.append("half precision")
     return " ".join(parts)
 
 
@@ -170,7 +179,7 @@ def refinement_figures(
         found[""] += _records(item, item.masks)
         if not len(item.masks):
             continue
-        image = read_image(item.image_path, item.height, item.width)
+        image = item.read_image()
         for name, refiner in refiners.items():
             began = time.perf_counter()
             refined = refiner.refine(image, item.masks)

@@ -33,7 +33,7 @@ from .coarse_masks import KINDS, degrade
 from .instances import ImageInstances, InstanceSource
 from .patch_store import EncodedPatch, PatchStoreWriter, encode_patch
 from .patches import crop_training_patches, match
-from .refine_results import duration, read_image
+from .refine_results import duration
 
 # Images that wait for their turn to be written, for each process.
 _AHEAD = 4
@@ -350,7 +350,7 @@ def _patches(job: _Job, task: tuple[int, np.ndarray | None]) -> _Done:
     if not len(chosen):
         return done
     try:
-        image = read_image(pairs.truth)
+        image = pairs.truth.read_image()
     except UserError as error:
         if not job.skip_bad:
             raise

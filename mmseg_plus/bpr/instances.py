@@ -9,6 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
+from mmseg_plus.common.coco_checks import read_picture
+
 
 @dataclass
 class ImageInstances:
@@ -35,6 +37,10 @@ class ImageInstances:
     scores: np.ndarray
     crowd: np.ndarray
     records: Sequence[int] = field(default_factory=list)
+
+    def read_image(self) -> np.ndarray:
+        """Read the image itself, (H, W, 3) uint8 BGR; see :func:`read_picture` for errors."""
+        return read_picture(self.image_id, self.image_path, self.height, self.width)
 
 
 class InstanceSource(Protocol):

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from mmengine.dataset import BaseDataset, pseudo_collate
@@ -131,7 +130,7 @@ class BoundaryPatchDataset(BaseDataset):
         coarse, target = self._pairs(index, truth, rng)
         if not len(coarse):
             return []
-        image = read_image(truth.image_path, truth.height, truth.width)
+        image = truth.read_image()
         boxes, mask_index = extract_boundary_patches(torch.from_numpy(coarse), **self.extraction)
         if self.patches_per_image and len(boxes) > self.patches_per_image:
             chosen = np.sort(rng.choice(len(boxes), self.patches_per_image, replace=False))
@@ -183,26 +182,6 @@ class BoundaryPatchDataset(BaseDataset):
             ori_shape=(height, width),
             reduce_zero_label=False,
         )
-
-
-def read_image(path: str, height: int, width: int) -> np.ndarray:
-    """Read an image as mmdet does and hold it to its record.
-
-    Returns:
-        (H, W, 3) uint8 BGR.
-
-    Raises:
-        UserError: It cannot be read, or has another size.
-    """
-    image = cv2.imread(path, cv2.IMREAD_COLOR)
-    if image is None:
-        raise UserError(f"{path}: there is no such image, or it cannot be read; put it there again")
-    if image.shape[:2] != (height, width):
-        raise UserError(
-            f"{path}: the image is {image.shape[1]} x {image.shape[0]} pixels, its record says "
-            f"{width} x {height}; correct the one or the other"
-        )
-    return image
 
 
 @FUNCTIONS.register_module()

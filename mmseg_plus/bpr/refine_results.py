@@ -18,10 +18,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from mmseg_plus.common.coco_checks import AnnotationError, picture_fault
 from mmseg_plus.common.errors import UserError
 from mmseg_plus.common.progress import ProgressLine
 
@@ -212,7 +210,7 @@ class _Job:
             chosen = np.ones(len(instances.masks), bool)
             if self.score_thr is not None:
                 chosen = instances.scores >= self.score_thr
-            image = read_image(instances) if chosen.any() else None
+            image = instances.read_image() if chosen.any() else None
         except UserError as error:
             if not self.skip_bad:
                 raise
@@ -241,30 +239,6 @@ class _Job:
                     counts.append(encode_mask(new))
         entry = {"index": loaded.index, "image": instances.image_id}
         return {**entry, "records": records, "counts": counts}
-
-
-def read_image(instances: ImageInstances) -> np.ndarray:
-    """Read the image of instances as mmdet does, turned the way its Exif orientation says.
-
-    Args:
-        instances: Of the image.
-
-    Returns:
-        (H, W, 3) uint8 BGR.
-
-    Raises:
-        AnnotationError: The file is missing, unreadable, or not of the instances' size.
-    """
-    ident, path = instances.image_id, instances.image_path
-    size = instances.height, instances.width
-    try:
-        image = cv2.imread(path, cv2.IMREAD_COLOR)
-        if image is not None and image.shape[:2] == size:
-            return image
-        fault = picture_fault(ident, path, *size)
-    except cv2.error as error:  # larger than OpenCV opens
-        fault = f"image {ident!r}: image file {path} cannot be read as a picture ({error.err})"
-    raise AnnotationError(fault or f"image {ident!r}: image file {path} cannot be read")
 
 
 @dataclass

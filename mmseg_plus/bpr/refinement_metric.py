@@ -10,9 +10,9 @@ from mmengine.device import get_device
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
+from mmseg_plus.common.coco_checks import read_picture
 from mmseg_plus.common.errors import UserError
 
-from .patch_dataset import read_image
 from .refiner import BoundaryRefiner
 
 
@@ -68,7 +68,7 @@ class BoundaryRefinementMetric(BaseMetric):
         masks = predictions["masks"]
         coarse = masks.detach().cpu().numpy() if torch.is_tensor(masks) else np.asarray(masks)
         height, width = sample["ori_shape"][:2]
-        image = read_image(sample["img_path"], height, width)
+        image = read_picture(sample.get("img_id"), sample["img_path"], height, width)
         refined = torch.from_numpy(self.refiner.refine(image, coarse.astype(bool)))
         # The detector's own sample stays as it is.
         sample, predictions = copy(sample), copy(predictions)

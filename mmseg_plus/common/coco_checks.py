@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from mmseg_plus.common.errors import UserError
 
@@ -336,6 +337,31 @@ def missing_files(entries: Iterable[tuple[str, object, str]]) -> Iterator[str]:
                 f"image {ident!r}: {kind} file {path} does not exist; put it there, or remove its "
                 "record from the file"
             )
+
+
+def read_picture(ident: object, path: str, height: int, width: int) -> np.ndarray:
+    """Read an image as mmdet does, turned the way its Exif orientation says.
+
+    Args:
+        ident: The image's id.
+        path: The file on the local disk.
+        height: Of the image's record, in pixels.
+        width: Of the image's record, in pixels.
+
+    Returns:
+        (H, W, 3) uint8 BGR.
+
+    Raises:
+        AnnotationError: The file is missing, unreadable, or not of the record's size.
+    """
+    try:
+        image = cv2.imread(path, cv2.IMREAD_COLOR)
+        if image is not None and image.shape[:2] == (height, width):
+            return image
+        fault = picture_fault(ident, path, height, width)
+    except cv2.error as error:  # larger than OpenCV opens
+        fault = f"image {ident!r}: image file {path} cannot be read as a picture ({error.err})"
+    raise AnnotationError(fault or f"image {ident!r}: image file {path} cannot be read")
 
 
 def picture_fault(ident: object, path: str, height: int, width: int) -> str | None:

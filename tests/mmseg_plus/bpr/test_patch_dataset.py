@@ -175,10 +175,10 @@ def test_unreadable_and_resized_images_are_named(root, tmp_path):
     (tmp_path / "images").unlink()
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "0.png").write_text("no image")
-    with pytest.raises(UserError, match=r"0\.png: .*cannot be read"):
+    with pytest.raises(UserError, match=r"0\.png cannot be read"):
         dataset[0]
     cv2.imwrite(str(tmp_path / "images" / "0.png"), np.zeros((10, 20, 3), np.uint8))
-    with pytest.raises(UserError, match=r"0\.png: the image is 20 x 10 .*160 x 120"):
+    with pytest.raises(UserError, match=r"0\.png is \[10, 20\] .*\[120, 160\]"):
         dataset[0]
 
 

@@ -11,7 +11,6 @@ from mmdet_plus.datasets import make_shapes
 from mmdet_plus.evaluation import boundary_f
 from mmseg_plus.bpr import BoundaryRefiner
 from mmseg_plus.bpr.coarse_masks import degrade
-from mmseg_plus.bpr.patch_dataset import read_image
 from mmseg_plus.bpr.refiner import DEFAULT_CONFIG
 from mmseg_plus.bpr.sources import CocoGroundTruth
 from mmseg_plus.common.config import resolve_config
@@ -29,7 +28,7 @@ def test_it_brings_boundaries_nearer_to_the_truth(shapes):
     source = CocoGroundTruth(shapes / "annotations" / "instances_val.json", shapes / "val")
     rng, before, after = np.random.default_rng(0), [], []
     for item in source:
-        image = read_image(item.image_path, item.height, item.width)
+        image = item.read_image()
         truth = item.masks[item.masks.sum(axis=(1, 2)) > 400]
         coarse = np.array([degrade(mask, rng) for mask in truth])
         refined = refiner.refine(image, coarse)
