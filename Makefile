@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 .PHONY: help setup setup-docs demo test lint format docs clean clean-all
 
 help:
-	@echo "make demo       draw Shapes, train, test, write pictures and a table (DEMO_ARGS=...)"
+	@echo "make demo       train, test and refine on Shapes, write pictures and a table (DEMO_ARGS=...)"
 	@echo "make test       linter and fast tests (PYTEST_ARGS=..., such as PYTEST_ARGS='-m slow')"
 	@echo "make setup      only the environment: $(VENV), pinned packages, mmcv, mmplus"
 	@echo "make lint       ruff check and ruff format --check;  make format mends"

@@ -1,11 +1,13 @@
-"""What ``tools/demo.py`` does: MR R-CNN beside Mask R-CNN on Shapes, in minutes.
+"""What ``tools/demo.py`` does: in minutes, MR R-CNN beside Mask R-CNN on Shapes, BPR after both.
 
-As in section 4.1 of the paper, both go on from a trained Mask R-CNN for equally many iterations:
-Mask R-CNN as it is, MR R-CNN with its refining heads copied from it. They see the same data with
-the same seed under the same schedule. All of it happens through the commands that users have,
-``tools/train.py`` and ``tools/test.py``, with configs of the zoo.
+As in section 4.1 of MR R-CNN's paper, both go on from a trained Mask R-CNN for equally many
+iterations: Mask R-CNN as it is, MR R-CNN with its refining heads copied from it. They see the same
+data with the same seed under the same schedule. Then the boundaries of what each has found are
+refined by the refiner that ships. All of it happens through the commands that users have,
+``tools/train.py``, ``tools/test.py`` and ``tools/bpr_refine.py``, with configs of the zoo.
 
-The trained Mask R-CNN lies beside the configs: from scratch Shapes takes an hour, not minutes.
+The trained Mask R-CNN and the refiner lie beside their configs: from scratch they take hours, not
+minutes. Neither has seen the images of the test.
 """
 
 import contextlib
@@ -22,10 +24,12 @@ import cv2
 import numpy as np
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from mmdet_plus.datasets import make_shapes
 from mmdet_plus.engine.errors import UserError
 from mmdet_plus.engine.stages import Stage, run_chains, shown
+from mmdet_plus.evaluation import evaluate_results
 from mmdet_plus.visualization import (
     UNMATCHED,
     distinct_colours,
@@ -39,11 +43,18 @@ from mmseg_plus.common.config import resolve_config
 from mmseg_plus.common.files import only_one, write_json
 from mmseg_plus.common.progress import ProgressLine
 
-BASELINE, REFINED = "Mask R-CNN", "MR R-CNN"
-_CONFIGS = {BASELINE: "mask-rcnn_r18_shapes_demo", REFINED: "mr-rcnn_r18_shapes_demo"}
-METRICS = tuple(f"{kind}_mAP{at}" for kind in ("bbox", "segm") for at in ("", "_50", "_75"))
-_HEADS = ("box AP", "AP50", "AP75", "mask AP", "AP50", "AP75")
+BASELINE, SYSTEM = "Mask R-CNN", "MR R-CNN"
+_CONFIGS = {BASELINE: "mask-rcnn_r18_shapes_demo", SYSTEM: "mr-rcnn_r18_shapes_demo"}
+#: Columns of the table: figure and heading.
+METRICS = {
+    "bbox_mAP": "box AP",
+    "segm_mAP": "mask AP",
+    "segm_mAP_75": "mask AP75",
+    "boundary_mAP": "boundary AP",
+    "AF": "AF",
+}
 _ANNOTATIONS = "annotations/instances_val.json"
+_RESULTS = "coco.segm.json"
 _WARM_UP = 20
 _BUSY = (
     "a demo is at work there, or a training that an earlier one left behind; wait for it, end it, "
@@ -77,7 +88,7 @@ def run_demo(
     score_thr: float = 0.5,
     line: ProgressLine | None = None,
 ) -> dict:
-    """Draw Shapes, train, test, compare, and write ``results.json`` and pictures.
+    """Draw Shapes, train, test, refine, compare, and write ``results.json`` and pictures.
 
     A demo that was stopped goes on when it is started again; one that is finished shows its
     results again.
@@ -85,7 +96,7 @@ def run_demo(
     Args:
         root: Folder of all that the demo writes.
         settings: Data, seed and length.
-        tools: Folder of ``train.py`` and ``test.py``.
+        tools: Folder of ``train.py``, ``test.py`` and ``bpr_refine.py``.
         command: How the user started the demo, for the record.
         images: Images in the pictures, at least 1.
         score_thr: Predictions below this score are not drawn, in [0, 1].
@@ -123,12 +134,16 @@ def run_demo(
         continued = any(stage.folder.exists() for stage in stages)
         line.say(
             f"From one trained {BASELINE}, beside each other: {settings.iterations} more "
-            f"iterations of {BASELINE}, and {settings.iterations} of {REFINED}"
+            f"iterations of {BASELINE}, and {settings.iterations} of {SYSTEM}"
         )
         run_chains(list(chains.values()), line, threads=max(1, cores // 2), locks=[lock])
-        tests = {name: chain[-1].folder for name, chain in chains.items()}
-        metrics = {name: read_metrics(test) for name, test in tests.items()}
-        found = {name: test / "coco.segm.json" for name, test in tests.items()}
+        found = {}
+        for name, (_, test, refinement) in chains.items():
+            found[name] = test.folder / _RESULTS
+            found[f"{name} + BPR"] = refinement.folder / _RESULTS
+        metrics = {name: measure(data / _ANNOTATIONS, path) for name, path in found.items()}
+        # What refinement does is seen on one of the two; a fifth column would make all smaller.
+        del found[f"{BASELINE} + BPR"]
         pictures = draw_pictures(data, found, folder / "pictures", images, score_thr)
         record = {
             "command": command,
@@ -154,15 +169,16 @@ def plan(folder: Path, data: Path, settings: Settings, tools: Path) -> dict[str,
         folder: The demo's folder.
         data: Folder of the Shapes set.
         settings: Seed and length.
-        tools: Folder of ``train.py`` and ``test.py``.
+        tools: Folder of ``train.py``, ``test.py`` and ``bpr_refine.py``.
 
     Returns:
-        By model its training and its test.
+        By model its training, its test and the refinement of what the test has found.
     """
     return {
         name: [
             _training(name, folder / "runs", data, settings, tools),
             _test(name, folder / "runs", data, settings, tools),
+            _refinement(name, folder / "runs", data, tools),
         ]
         for name in _CONFIGS
     }
@@ -196,7 +212,7 @@ def _training(name: str, runs: Path, data: Path, settings: Settings, tools: Path
 
 
 def _test(name: str, runs: Path, data: Path, settings: Settings, tools: Path) -> Stage:
-    folder = _work_dir(name, runs) / "test"
+    folder = _test_dir(name, runs)
     command = (
         shown(tools / "test.py"),
         shown(resolve_config(_CONFIGS[name])),
@@ -207,50 +223,83 @@ def _test(name: str, runs: Path, data: Path, settings: Settings, tools: Path) ->
         f"randomness.seed={settings.seed}",
         f"test_dataloader.dataset.data_root={shown(data)}/",
         f"test_evaluator.ann_file={shown(data / _ANNOTATIONS)}",
-        f"test_evaluator.outfile_prefix={shown(folder / 'coco')}",
+        f"test_evaluator.outfile_prefix={shown(folder / _RESULTS.partition('.')[0])}",
     )
     return Stage(f"{name}, test on new images", folder, command)
+
+
+def _refinement(name: str, runs: Path, data: Path, tools: Path) -> Stage:
+    # Inside the test's folder, as that is inside the training's: whoever deletes one of them to
+    # have it done again deletes what was made from it.
+    folder = _test_dir(name, runs) / "refined"
+    command = (
+        shown(tools / "bpr_refine.py"),
+        shown(_test_dir(name, runs) / _RESULTS),
+        "--ann",
+        shown(data / _ANNOTATIONS),
+        "--img-dir",
+        shown(data / "val"),
+        "--out",
+        shown(folder / _RESULTS),
+        "--resume",
+    )
+    return Stage(f"{name}, boundaries refined", folder, command)
 
 
 def _work_dir(name: str, runs: Path) -> Path:
     return runs / _CONFIGS[name].partition("_")[0]
 
 
-def read_metrics(folder: Path) -> dict[str, float]:
-    """Read what a test measured.
+def _test_dir(name: str, runs: Path) -> Path:
+    return _work_dir(name, runs) / "test"
+
+
+def measure(annotations: Path, results: Path) -> dict[str, float]:
+    """Evaluate boxes, masks and boundaries of predictions.
 
     Args:
-        folder: Working folder of the test; of several tests the last one counts.
+        annotations: COCO JSON of the ground truth.
+        results: The predictions, COCO's results JSON with boxes and masks.
 
     Returns:
-        Average precisions in [0, 1] (-1 where there is nothing to measure) by ``bbox_mAP``,
-        ``bbox_mAP_50``, ``bbox_mAP_75`` and the same of ``segm``.
+        Shares in [0, 1] (-1 where there is nothing to measure), rounded to 4 digits, by name:
+        ``bbox_mAP``, and all of :func:`mmdet_plus.evaluation.evaluate_masks`.
 
     Raises:
-        UserError: There are no metrics in the folder.
+        UserError: A file is missing or cannot be used.
     """
-    for path in sorted(folder.glob("*/*.json"), reverse=True):
-        found = json.loads(path.read_text())
-        if all(f"coco/{name}" in found for name in METRICS):
-            return {name: found[f"coco/{name}"] for name in METRICS}
-    raise UserError(f"{folder}: holds no metrics; delete it and start the demo again")
+    if not results.is_file():
+        raise UserError(f"{results}: is gone; delete {results.parent} and start the demo again")
+    figures = evaluate_results(str(annotations), str(results))
+    figures["bbox_mAP"] = _box_ap(_read_coco(annotations), json.loads(results.read_text()))
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
-def comparison_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
-    """Lay out the metrics of two models, in per cent, with the change from the first to the second.
+def _box_ap(truth: COCO, predictions: list[dict]) -> float:
+    with contextlib.redirect_stdout(io.StringIO()):
+        # It cannot load an empty list.
+        found = truth.loadRes(predictions) if predictions else COCO()
+        evaluator = COCOeval(truth, found, "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return float(evaluator.stats[0])
+
+
+def figures_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """Lay out figures in per cent, nothing where they are undefined.
 
     Args:
-        metrics: By model, as from :func:`read_metrics`.
+        metrics: By the name of the row, as from :func:`measure`.
 
     Returns:
         Lines of text.
     """
-    (_, before), (_, after) = metrics.items()
-    rows = [(name, [f"{100 * found[m]:.1f}" for m in METRICS]) for name, found in metrics.items()]
-    rows.append(("change", [f"{100 * (after[m] - before[m]):+.1f}" for m in METRICS]))
-    lines = [" " * 12 + "".join(f"{head:>9}" for head in _HEADS)]
-    lines += [f"{name:<12}" + "".join(f"{cell:>9}" for cell in cells) for name, cells in rows]
-    return "\n".join(lines)
+    rows = [("", list(METRICS.values()))]
+    for name, found in metrics.items():
+        shares = [found[metric] for metric in METRICS]
+        rows.append((name, ["" if share < 0 else f"{100 * share:.1f}" for share in shares]))
+    return "\n".join(f"{name:<17}" + "".join(f"{c:>12}" for c in cells) for name, cells in rows)
 
 
 def draw_pictures(
@@ -389,12 +438,15 @@ def _cpu_seconds() -> float:
 
 def _report(record: dict, root: Path, line: ProgressLine) -> None:
     settings = record["settings"]
-    line.say(f"\nPer cent on {settings['num_val']} new images")
-    line.say(comparison_table(record["metrics"]))
+    line.say(f"\nPer cent on {settings['num_val']} new images (AF: F-score of boundaries)")
+    line.say(figures_table(record["metrics"]))
     line.say(
         f"\nBoth started from the same trained {BASELINE} and went on for {settings['iterations']} "
         f"iterations, seed {settings['seed']}.\nOne seed and minutes of training show that all "
-        "of it works; which of the two is better takes\nfull trainings and several seeds."
+        "of it works; which of the two is better takes\nfull trainings and several seeds.\n"
+        "+ BPR: the same predictions with refined masks, and the boxes around these. The refiner "
+        "has\nlearnt from other drawn pictures; for photographs, measure first "
+        "(tools/bpr_evaluate.py)."
     )
     line.say(f"Pictures: {root / 'pictures' / 'overview.png'}")
     line.say(f"Figures:  {root / 'results.json'}")

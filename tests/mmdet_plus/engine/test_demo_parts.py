@@ -50,15 +50,21 @@ def test_both_models_get_the_same_from_the_same_start(tmp_path):
     assert configs[0].load_from == configs[1].load_from
     assert Path(configs[0].load_from).is_file()
     assert [cfg.model.type for cfg in configs] == ["MaskRCNN", "MaskRefiningRCNN"]
-    for training, test in chains.values():
+    for training, test, refinement in chains.values():
         assert test.command[1] == training.command[1]
         assert test.command[2] == str(training.folder / "iter_90.pth")
-    assert len({stage.folder for chain in chains.values() for stage in chain}) == 4
+        assert refinement.command[1] == options_of(test)["test_evaluator.outfile_prefix"] + (
+            ".segm.json"
+        )
+        assert refinement.folder.is_relative_to(test.folder)
+        assert test.folder.is_relative_to(training.folder)
+    assert len({stage.folder for chain in chains.values() for stage in chain}) == 6
 
 
 def test_all_stages_read_the_demo_s_own_data(tmp_path):
     settings = demo.Settings(iterations=90, seed=7, num_train=4, num_val=2)
-    for training, test in demo.plan(tmp_path, tmp_path / "shapes", settings, TOOLS).values():
+    chains = demo.plan(tmp_path, tmp_path / "shapes", settings, TOOLS)
+    for training, test, refinement in chains.values():
         cfg = Config.fromfile(training.command[1])
         apply_options(cfg, options_of(training))
         assert cfg.train_dataloader.dataset.data_root == f"{tmp_path}/shapes/"
@@ -68,12 +74,15 @@ def test_all_stages_read_the_demo_s_own_data(tmp_path):
         data, metric = cfg.test_dataloader.dataset, cfg.test_evaluator
         assert data.data_root + data.ann_file == metric.ann_file
         assert metric.ann_file == f"{tmp_path}/shapes/annotations/instances_val.json"
+        words = refinement.command
+        assert words[words.index("--ann") + 1] == metric.ann_file
+        assert words[words.index("--img-dir") + 1] == data.data_root + data.data_prefix.img[:-1]
 
 
 @pytest.mark.parametrize("iterations", [2, 3, 50, 601])
 def test_the_schedule_ends_with_the_training(tmp_path, iterations):
     settings = demo.Settings(iterations, seed=0, num_train=4, num_val=2)
-    for stage, _ in demo.plan(tmp_path, tmp_path / "shapes", settings, TOOLS).values():
+    for stage, *_ in demo.plan(tmp_path, tmp_path / "shapes", settings, TOOLS).values():
         assert stage.iterations == iterations
         cfg = Config.fromfile(stage.command[1])
         apply_options(cfg, options_of(stage))
@@ -82,25 +91,49 @@ def test_the_schedule_ends_with_the_training(tmp_path, iterations):
         assert 0 < warm_up.end == cosine.begin and cosine.begin + cosine.T_max == cosine.end
 
 
-def test_metrics_of_the_last_test_count(tmp_path):
-    for time, value in (("20260101_000000", 0.1), ("20260101_000001", 0.2)):
-        metrics = {f"coco/{name}": value for name in demo.METRICS} | {"time": 1.0}
-        (tmp_path / time).mkdir()
-        (tmp_path / time / f"{time}.json").write_text(json.dumps(metrics))
-    assert demo.read_metrics(tmp_path) == dict.fromkeys(demo.METRICS, 0.2)
-    with pytest.raises(UserError, match="holds no metrics"):
-        demo.read_metrics(tmp_path / "20260101_000000")
+def predictions_of(shapes, shift=0):
+    """The ground truth as predictions, the boxes moved to the right by ``shift`` pixels."""
+    truth = json.loads((shapes / "annotations" / "instances_val.json").read_text())
+    return [
+        dict(
+            image_id=ann["image_id"],
+            category_id=ann["category_id"],
+            score=0.9,
+            bbox=[ann["bbox"][0] + shift, *ann["bbox"][1:]],
+            segmentation=ann["segmentation"],
+        )
+        for ann in truth["annotations"]
+    ]
 
 
-def test_table_shows_per_cent_and_the_change():
+def test_boxes_and_masks_are_measured(shapes, tmp_path):
+    results = tmp_path / "found.json"
+
+    def measured(predictions):
+        results.write_text(json.dumps(predictions))
+        return demo.measure(shapes / "annotations" / "instances_val.json", results)
+
+    exact = measured(predictions_of(shapes))
+    assert {exact[name] for name in demo.METRICS} == {1.0}
+    # Boxes that miss by more than any shape is wide; masks as they were.
+    beside = measured(predictions_of(shapes, 200))
+    assert beside == exact | {"bbox_mAP": 0.0}
+    assert {measured([])[name] for name in demo.METRICS} == {0.0}
+    results.unlink()
+    with pytest.raises(UserError, match=r"found\.json: is gone; delete "):
+        demo.measure(shapes / "annotations" / "instances_val.json", results)
+
+
+def test_table_shows_per_cent_and_nothing_where_undefined():
     metrics = {
-        "Mask R-CNN": dict.fromkeys(demo.METRICS, 0.2),
-        "MR R-CNN": dict.fromkeys(demo.METRICS, 0.234) | {"bbox_mAP": 0.1},
+        "Mask R-CNN": dict(bbox_mAP=0.447, segm_mAP=0.25444, segm_mAP_75=-1, boundary_mAP=0, AF=1),
+        "Mask R-CNN + BPR": dict.fromkeys(demo.METRICS, 0.2),
     }
-    table = demo.comparison_table(metrics).splitlines()
-    assert [line.split()[-1] for line in table] == ["AP75", "20.0", "23.4", "+3.4"]
-    assert table[3].split()[1] == "-10.0"
-    assert len({len(line) for line in table}) == 1
+    head, before, after = demo.figures_table(metrics).splitlines()
+    assert head.split() == ["box", "AP", "mask", "AP", "mask", "AP75", "boundary", "AP", "AF"]
+    assert before.split() == ["Mask", "R-CNN", "44.7", "25.4", "0.0", "100.0"]
+    assert after.split() == ["Mask", "R-CNN", "+", "BPR", *["20.0"] * 5]
+    assert len(head) == len(before) == len(after)
 
 
 def segmentation(mask):
@@ -126,16 +159,9 @@ def test_huddles_are_neighbours_of_one_class():
 
 
 def test_pictures_show_truth_and_predictions(shapes, tmp_path):
-    truth = json.loads((shapes / "annotations" / "instances_val.json").read_text())
-    found = [
-        dict(
-            image_id=ann["image_id"],
-            category_id=ann["category_id"],
-            score=0.9 if number % 2 else 0.3,
-            segmentation=ann["segmentation"],
-        )
-        for number, ann in enumerate(truth["annotations"])
-    ]
+    found = predictions_of(shapes)
+    for item in found[::2]:
+        item["score"] = 0.3
     results = {}
     for name, items in (("All", found), ("None", [])):
         results[name] = tmp_path / f"{name}.json"
