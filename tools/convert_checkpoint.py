@@ -23,9 +23,12 @@ def main() -> int:
 
 
 def convert(kind: str, source: str, target: str) -> None:
-    """Write the converted checkpoint and say so."""
-    number = convert_file(kind, source, target)
+    """Write the converted checkpoint, and say so and what was left of the source."""
+    unused: list[str] = []
+    number = convert_file(kind, source, target, unused.extend)
     print(f"{target}: {number} tensors")
+    if unused:
+        print(f"not used: {', '.join(unused)}")
 
 
 if __name__ == "__main__":

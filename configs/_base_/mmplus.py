@@ -1,6 +1,7 @@
 # Registers the parts of MMPlus; every config of the zoo inherits from here.
 custom_imports = dict(
     imports=[
+        "mmdet_plus.blendmask",
         "mmdet_plus.datasets",
         "mmdet_plus.engine",
         "mmdet_plus.evaluation",

@@ -123,6 +123,9 @@ def test_small_config_trains_and_tests(path, shapes, tmp_path, monkeypatch):
     options = {"train_cfg.max_iters": 1, "train_cfg.val_interval": 1, "log_level": "ERROR"}
     # From random weights, whatever the config starts from.
     options["load_from"] = None
+    if path.stem.startswith("blendmask"):
+        # Random weights are less sure than that, and what finds nothing has no metrics.
+        options["model.test_cfg.score_thr"] = 1e-4
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
         options |= {f"{loader}.num_workers": 0, f"{loader}.persistent_workers": False}
         options[f"{loader}.batch_size"] = 2
@@ -135,7 +138,7 @@ def test_small_config_trains_and_tests(path, shapes, tmp_path, monkeypatch):
     runner.train()
     moved = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
     assert any(name.startswith("backbone") for name in moved)
-    assert any(name.startswith("roi_head") for name in moved)
+    assert any(name.startswith(("roi_head", "mask_head")) for name in moved)
     assert all(torch.isfinite(p).all() for p in model.parameters())
     # Validation followed: the metric of the config's kind was computed.
     scalars = runner.message_hub.log_scalars

@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 METAFILES = sorted(ROOT.glob("configs/*/metafile.yml"))
-PAPERS = {"bpr", "mr_rcnn"}  # families that carry the figures of a paper
+PAPERS = {"blendmask", "bpr", "mr_rcnn"}  # families that carry the figures of a paper
 METRICS = [f"{part} AP{iou}" for part in ("box", "mask") for iou in ("", "@0.5", "@0.75")]
 REFINERS = {
     "RefineHRNet": "HRNetV2",
@@ -128,6 +128,15 @@ def test_architecture_is_the_config_s(metafile):
             assert ("Coarse Mask Input" in parts) == seen
             assert ("FCN" in parts) == (cfg.decode_head.type == "FCNHead")
             assert model["Metadata"]["Backbone"].startswith(REFINERS[cfg.backbone.type])
+            continue
+        assert ("BlendMask" in parts) == (cfg.type == "BlendMask")
+        if cfg.type == "BlendMask":
+            head = cfg.bbox_head
+            assert ("Shared Tower" in parts) == bool(head.get("num_shared_convs"))
+            assert ("BN per Level" in parts) == bool(head.get("norm_per_level"))
+            assert ("DCNv2" in parts) == ("dcn" in cfg.backbone)
+            assert ("Semantic FPN" in parts) == ("semantic_head" in cfg)
+            assert model["Metadata"]["Backbone"].startswith(f"ResNet-{cfg.backbone.depth}")
             continue
         head = cfg.roi_head
         refining = head.type == "MaskRefiningRoIHead"

@@ -1,0 +1,5 @@
+_base_ = "./blendmask_r50-caffe_fpn_3x_coco.py"
+
+model = dict(
+    backbone=dict(depth=101, init_cfg=dict(checkpoint="open-mmlab://detectron2/resnet101_caffe")),
+)

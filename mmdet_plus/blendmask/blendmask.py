@@ -1,0 +1,186 @@
+"""The detector: FCOS with attention, bases, the blender; panoptic with a semantic branch."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from mmdet.evaluation.functional import INSTANCE_OFFSET
+from mmdet.models.detectors.single_stage_instance_seg import SingleStageInstanceSegmentor
+from mmdet.registry import MODELS
+from mmdet.structures import OptSampleList, SampleList
+from mmdet.utils import ConfigType, OptConfigType
+from mmengine.structures import InstanceData, PixelData
+from torch import Tensor
+
+from mmdet_plus.convert import adelaidet_blendmask, adelaidet_unused, is_adelaidet_blendmask
+from mmdet_plus.panoptic_fusion import fuse_heuristic
+
+
+@MODELS.register_module()
+class BlendMask(SingleStageInstanceSegmentor):
+    """BlendMask (section 3), and its panoptic form (appendix A).
+
+    The number of thing classes is told once, in ``bbox_head``: the semantic heads get it from
+    there. Checkpoints of the authors' AdelaiDet load as they are.
+
+    Args:
+        bbox_head: Config of a :class:`BlendMaskHead`; it and the bases read the last levels of
+            the neck, as many as it has strides.
+        mask_head: Config of a :class:`Blender`.
+        semantic_head: Config of a :class:`StuffHead`, which reads all levels; without it the
+            model segments instances only.
+        test_cfg: Of the two heads; for panoptic segmentation also ``panoptic``: ``score_thr``,
+            ``overlap_thr`` and ``stuff_area_limit`` of
+            :func:`~mmdet_plus.panoptic_fusion.fuse_heuristic`.
+        **kwargs: Of :class:`SingleStageInstanceSegmentor`.
+    """
+
+    def __init__(
+        self,
+        *,
+        bbox_head: ConfigType,
+        mask_head: ConfigType,
+        semantic_head: OptConfigType = None,
+        test_cfg: OptConfigType = None,
+        **kwargs: Any,
+    ) -> None:
+        bbox_head, mask_head, semantic_head = map(
+            copy.deepcopy, (bbox_head, mask_head, semantic_head)
+        )
+        if "num_classes" not in mask_head["bases"]:
+            mask_head["bases"]["num_classes"] = bbox_head["num_classes"]
+        super().__init__(bbox_head=bbox_head, mask_head=mask_head, test_cfg=test_cfg, **kwargs)
+        self.semantic_head = None
+        if semantic_head is not None:
+            if "num_things_classes" not in semantic_head:
+                semantic_head["num_things_classes"] = bbox_head["num_classes"]
+            self.semantic_head = MODELS.build(semantic_head)
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
+        """Compute the losses of all parts.
+
+        Args:
+            batch_inputs: (N, 3, H, W), normalised.
+            batch_data_samples: ``gt_instances`` with ``bboxes``, ``labels``, ``masks``; for
+                panoptic segmentation also ``gt_sem_seg``.
+
+        Returns:
+            ``loss_cls``, ``loss_bbox``, ``loss_centerness``, ``loss_mask``, ``loss_basis_sem``
+            and, panoptic, ``loss_seg``.
+        """
+        x = self.extract_feat(batch_inputs)
+        levels = self._detection_levels(x)
+        losses = self.bbox_head.loss(levels, batch_data_samples)
+        positives = self.bbox_head.get_positive_infos()
+        losses |= self.mask_head.loss(levels, batch_data_samples, positive_infos=positives)
+        if self.semantic_head is not None:
+            losses |= self.semantic_head.loss(x, batch_data_samples)
+        return losses
+
+    def predict(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True
+    ) -> SampleList:
+        """Predict instances and, panoptic, a panoptic map.
+
+        Args:
+            batch_inputs: (N, 3, H, W), normalised.
+            batch_data_samples: With the images' meta information.
+            rescale: To the original images, otherwise to the resized ones.
+
+        Returns:
+            The samples with ``pred_instances``: ``bboxes`` (K, 4), ``scores``, ``labels`` (K,),
+            ``masks`` (K, H, W) bool; and ``pred_panoptic_seg`` as :func:`to_mmdet_panoptic`
+            makes it.
+        """
+        x = self.extract_feat(batch_inputs)
+        levels = self._detection_levels(x)
+        results = self.bbox_head.predict(levels, batch_data_samples, rescale=False)
+        results = self.mask_head.predict(
+            levels, batch_data_samples, rescale=rescale, results_list=results
+        )
+        samples = self.add_pred_to_datasample(batch_data_samples, results)
+        if self.semantic_head is not None:
+            metas = [sample.metainfo for sample in samples]
+            # Without rescaling the logits still have the batch's padding.
+            for sample, seg in zip(
+                samples, self.semantic_head.predict(x, metas, rescale), strict=True
+            ):
+                rows, cols = sample.pred_instances.masks.shape[1:]
+                sample.pred_panoptic_seg = self.fuse(sample.pred_instances, seg[:, :rows, :cols])
+        return samples
+
+    def fuse(self, instances: InstanceData, seg_logits: Tensor) -> PixelData:
+        """Combine one image's instances and semantics (appendix A).
+
+        Args:
+            instances: ``scores``, ``labels`` (K,), ``masks`` (K, H, W) bool.
+            seg_logits: (stuff classes + 1, H, W).
+
+        Returns:
+            ``sem_seg`` (1, H, W), see :func:`to_mmdet_panoptic`.
+        """
+        panoptic, segments = fuse_heuristic(
+            instances.masks,
+            instances.scores,
+            instances.labels,
+            seg_logits.argmax(0),
+            **self.test_cfg.get("panoptic", {}),
+        )
+        head = self.semantic_head
+        return to_mmdet_panoptic(
+            panoptic, segments, head.num_things_classes, head.num_stuff_classes
+        )
+
+    def _forward(
+        self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None
+    ) -> tuple[Any, ...]:
+        x = self.extract_feat(batch_inputs)
+        levels = self._detection_levels(x)
+        outputs = (self.bbox_head(levels), self.mask_head.bases(levels))
+        return outputs if self.semantic_head is None else (*outputs, self.semantic_head(x))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # detectron2 keeps the weights below a key of their own, beside the optimiser's.
+        wrapped = state_dict.get(prefix + "model")
+        theirs = (
+            wrapped
+            if isinstance(wrapped, Mapping)
+            else {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        )
+        if is_adelaidet_blendmask(theirs):
+            ours = adelaidet_blendmask(theirs)
+            # What has no name here is reported as unexpected, as with any other checkpoint.
+            ours |= {name: theirs[name] for name in adelaidet_unused(theirs, settings=False)}
+            state_dict.clear()
+            state_dict.update({prefix + name: value for name, value in ours.items()})
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _detection_levels(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return x[len(x) - len(self.bbox_head.strides) :]
+
+
+def to_mmdet_panoptic(
+    panoptic: Tensor, segments: list[dict[str, Any]], num_things: int, num_stuff: int
+) -> PixelData:
+    """Turn a fused map into what mmdet's panoptic metrics and visualisers read.
+
+    Args:
+        panoptic: (H, W) ids of segments, 0 = void.
+        segments: As :func:`~mmdet_plus.panoptic_fusion.fuse_heuristic` lists them; a stuff class
+            counts from 1.
+        num_things: Thing classes.
+        num_stuff: Stuff classes.
+
+    Returns:
+        ``sem_seg`` (1, H, W) int32: of a thing its class + ``INSTANCE_OFFSET`` times its id, of
+        stuff ``num_things`` - 1 + its class, of void ``num_things + num_stuff``.
+    """
+    codes = panoptic.new_full((len(segments) + 1,), num_things + num_stuff)
+    for segment in segments:
+        number, label = segment["id"], segment["category_id"]
+        codes[number] = (
+            label + number * INSTANCE_OFFSET if segment["isthing"] else num_things - 1 + label
+        )
+    return PixelData(sem_seg=codes[panoptic.long()][None])

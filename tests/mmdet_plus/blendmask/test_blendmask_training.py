@@ -1,0 +1,270 @@
+"""BlendMask on Shapes through the engine that the tools use, and as a module by itself."""
+
+import copy
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mmdet.apis import DetInferencer
+from mmdet.registry import MODELS
+from mmengine.structures import PixelData
+from tiny_mr_rcnn import TWO_IMAGES, losses_of, make_batch, total, train_a_little
+
+from mmdet_plus.datasets import make_shapes
+from mmdet_plus.engine import prepare_test_cfg, prepare_train_cfg, test, train
+from mmdet_plus.engine.comparison import read_scalars
+
+INSTANCE = "configs/shapes/blendmask_r18_shapes.py"
+PANOPTIC = "configs/shapes/blendmask-panoptic_r18_shapes.py"
+LOSSES = {"loss_cls", "loss_bbox", "loss_centerness", "loss_mask", "loss_basis_sem"}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shapes") / "set"
+    make_shapes(root, num_train=8, num_val=2, image_size=(128, 128), progress=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def options(shapes):
+    """The small configs, on small pictures for a few iterations."""
+    options = {
+        "train_dataloader.batch_size": 2,
+        "train_cfg.max_iters": 3,
+        "train_cfg.val_interval": 3,
+        "default_hooks.checkpoint.interval": 1,
+        "default_hooks.logger.interval": 1,
+        "model.test_cfg.score_thr": 1e-4,
+    }
+    for part in ("train", "val", "test"):
+        options[f"{part}_dataloader.dataset.data_root"] = str(shapes)
+        options[f"{part}_dataloader.num_workers"] = 0
+        options[f"{part}_dataloader.persistent_workers"] = False
+    return options
+
+
+def for_instances(options, shapes):
+    files = {f"{p}_evaluator.ann_file": f"{shapes}/annotations/instances_val.json" for p in VAL}
+    return options | files
+
+
+def for_panoptic(options, shapes):
+    files = {f"{p}_evaluator.ann_file": f"{shapes}/annotations/panoptic_val.json" for p in VAL}
+    return options | files | {f"{p}_evaluator.seg_prefix": f"{shapes}/panoptic_val/" for p in VAL}
+
+
+VAL = ("val", "test")
+
+
+def run_training(config, work_dir, options, **arguments):
+    options = options | {"visualizer.name": str(work_dir), "log_processor.window_size": 1}
+    train(prepare_train_cfg(str(config), work_dir=str(work_dir), cfg_options=options, **arguments))
+
+
+def losses(work_dir):
+    training, _ = read_scalars(work_dir)
+    return {
+        entry["step"]: {k: v for k, v in entry.items() if "loss" in k or k == "grad_norm"}
+        for entry in training
+    }
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, repo_root, options, shapes):
+    """Working folder of a training of three iterations."""
+    work_dir = tmp_path_factory.mktemp("unbroken")
+    run_training(repo_root / INSTANCE, work_dir, for_instances(options, shapes))
+    return work_dir
+
+
+def test_a_resumed_training_has_the_losses_of_an_unbroken_one(
+    unbroken, tmp_path, repo_root, options, shapes
+):
+    checkpoint = str(unbroken / "iter_1.pth")
+    run_training(repo_root / INSTANCE, tmp_path, for_instances(options, shapes), resume=checkpoint)
+    whole, resumed = losses(unbroken), losses(tmp_path)
+    assert list(resumed) == [2, 3] and resumed == {step: whole[step] for step in (2, 3)}
+    assert set(resumed[3]) >= LOSSES
+
+
+def test_the_trained_model_is_tested_and_used(unbroken, tmp_path, repo_root, options, shapes):
+    config, checkpoint = str(repo_root / INSTANCE), str(unbroken / "iter_3.pth")
+    given = for_instances(options, shapes)
+    metrics = test(prepare_test_cfg(config, checkpoint, work_dir=str(tmp_path), cfg_options=given))
+    _, validation = read_scalars(unbroken)
+    for name in ("coco/bbox_mAP", "coco/segm_mAP"):
+        assert metrics[name] == validation[-1][name]
+    inferencer = DetInferencer(config, checkpoint, device="cpu", show_progress=False)
+    image = np.random.default_rng(0).integers(0, 255, (100, 140, 3), dtype=np.uint8)
+    result = inferencer(image, return_datasamples=True)["predictions"][0].pred_instances
+    assert result.masks.shape == (len(result), 100, 140)
+
+
+def test_panoptic(tmp_path, repo_root, options, shapes):
+    given = for_panoptic(options, shapes)
+    run_training(repo_root / PANOPTIC, tmp_path, given)
+    values = losses(tmp_path)
+    assert len(values) == 3 and set(values[1]) >= LOSSES | {"loss_seg"}
+    assert np.isfinite([value for entry in values.values() for value in entry.values()]).all()
+    config, checkpoint = str(repo_root / PANOPTIC), str(tmp_path / "iter_3.pth")
+    metrics = test(
+        prepare_test_cfg(config, checkpoint, work_dir=str(tmp_path / "t"), cfg_options=given)
+    )
+    assert any(name.endswith("/PQ") for name in metrics)
+    inferencer = DetInferencer(config, checkpoint, device="cpu", show_progress=False)
+    image = np.random.default_rng(0).integers(0, 255, (100, 140, 3), dtype=np.uint8)
+    (sample,) = inferencer(image, return_datasamples=True)["predictions"]
+    assert sample.pred_panoptic_seg.sem_seg.shape == (1, 100, 140)
+
+
+def test_mixed_precision(tmp_path, repo_root, options, shapes):
+    run_training(repo_root / INSTANCE, tmp_path, for_instances(options, shapes), amp=True)
+    values = [value for entry in losses(tmp_path).values() for value in entry.values()]
+    assert len(losses(tmp_path)) == 3 and np.isfinite(values).all()
+
+
+def test_two_processes(tmp_path, repo_root, options, shapes):
+    """Distributed training hangs or fails where a parameter gets no gradient."""
+    given = for_panoptic(options, shapes)
+    given |= {"train_cfg.max_iters": 2, "train_cfg.val_interval": 2}
+    pairs = [f"{key}={value}" for key, value in given.items()]
+    subprocess.run(
+        ["bash", repo_root / "tools/dist_train.sh", repo_root / PANOPTIC, "2"]
+        + ["--work-dir", str(tmp_path), "--cfg-options", *pairs],
+        env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        check=True,
+        timeout=300,
+    )
+    values = [value for entry in losses(tmp_path).values() for value in entry.values()]
+    assert len(losses(tmp_path)) == 2 and np.isfinite(values).all()
+
+
+def test_the_loss_goes_down(build, batch):
+    model = build()
+    model.init_weights()
+    history = train_a_little(model, batch, iterations=10)
+    assert history[-1] < 0.4 * history[0]
+
+
+def test_every_part_learns(build, batch):
+    model = build().train()
+    found = losses_of(model, batch)
+    assert set(found) == LOSSES
+    total(found).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("boxes", [[[], []], [[(8, 10, 50, 60)], []]])
+def test_images_without_ground_truth(build, boxes):
+    model = build().train()
+    found = losses_of(model, make_batch(boxes))
+    assert all(torch.isfinite(loss) for loss in found.values())
+    assert (float(found["loss_mask"].detach()) == 0) == (not boxes[0])
+    total(found).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_a_batch_is_the_mean_of_its_images(build):
+    """No image's boxes, masks or attention get mixed up with another's."""
+    changes = {"model.mask_head.bases.norm_cfg": dict(type="GN", num_groups=4)}
+    changes["model.backbone.norm_eval"] = True
+    model = build(changes=changes).train()
+    whole = losses_of(model, make_batch([TWO_IMAGES[0]] * 2))
+    alone = losses_of(model, make_batch(TWO_IMAGES[:1]))
+    both = losses_of(model, make_batch(TWO_IMAGES))
+    swapped = make_batch(TWO_IMAGES)
+    for part in swapped.values():
+        part.reverse()
+    other = losses_of(model, swapped)
+    for name in LOSSES:
+        torch.testing.assert_close(both[name], other[name], rtol=1e-4, atol=1e-5)
+        if name != "loss_cls":
+            # The pictures of a batch differ in their noise alone.
+            torch.testing.assert_close(whole[name], alone[name], rtol=0.1, atol=1e-3)
+
+
+def predict(model, batch, rescale=True):
+    model.eval()
+    data = model.data_preprocessor(copy.deepcopy(batch))
+    with torch.no_grad():
+        return model.predict(data["inputs"], data["data_samples"], rescale=rescale)
+
+
+def test_prediction_without_detections(build, batch):
+    model = build(changes={"model.test_cfg.score_thr": 1.0})
+    for sample in predict(model, batch):
+        found = sample.pred_instances
+        assert found.masks.shape == (0, 96, 96) and found.bboxes.shape == (0, 4)
+
+
+def test_prediction_on_a_batch_and_one_by_one(build, batch):
+    model = build(changes={"model.test_cfg.score_thr": 1e-3})
+    together = predict(model, batch)
+    for number, sample in enumerate(together):
+        alone = {key: value[number : number + 1] for key, value in batch.items()}
+        (single,) = predict(model, alone)
+        found, expected = sample.pred_instances, single.pred_instances
+        assert len(found) == len(expected) > 0
+        torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-5)
+
+
+def test_saved_and_loaded(build, batch, tmp_path):
+    model, other = build(seed=1), build(seed=2)
+    torch.save(model.state_dict(), tmp_path / "m.pth")
+    other.load_state_dict(torch.load(tmp_path / "m.pth"), strict=True)
+    (a, b), (c, d) = predict(model, batch), predict(other, batch)
+    assert torch.equal(a.pred_instances.scores, c.pred_instances.scores)
+    assert torch.equal(b.pred_instances.masks, d.pred_instances.masks)
+
+
+def test_classes_are_counted_once(build, panoptic_cfg):
+    model = build(cfg=panoptic_cfg, changes={"model.bbox_head.num_classes": 7})
+    assert model.bbox_head.conv_cls.out_channels == 7
+    assert model.mask_head.bases.conv_sem.out_channels == 8
+    assert model.semantic_head.num_things_classes == 7
+    # The config a model was built from is not written into.
+    assert "num_classes" not in panoptic_cfg.mask_head.bases
+    assert "num_things_classes" not in panoptic_cfg.semantic_head
+    MODELS.build(copy.deepcopy(panoptic_cfg))
+
+
+def test_targets_and_loss_of_the_stuff_head(build, panoptic_cfg):
+    head = build(cfg=panoptic_cfg).semantic_head
+    gt = torch.tensor([[[0, 2, 3], [4, 5, 255]]], dtype=torch.uint8)
+    # Three things, two kinds of stuff; beyond them and 255: ignored.
+    assert head._set_things_to_void(gt).tolist() == [[[0, 0, 1], [2, 255, 255]]]
+    torch.manual_seed(0)
+    x = tuple(torch.randn(1, 64, 32 // 2**i, 32 // 2**i) for i in range(5))
+    labels = torch.randint(0, 5, (1, 128, 128), dtype=torch.uint8)
+    labels[:, :40] = 255
+    batch = make_batch([[]], size=128)["data_samples"]
+    batch[0].gt_sem_seg = PixelData(sem_seg=labels)
+    logits = torch.nn.functional.interpolate(
+        head(x)["seg_preds"], scale_factor=4, mode="bilinear", align_corners=False
+    )
+    target = (labels.long() - 2).clamp(min=0).masked_fill(labels == 255, 255)
+    expected = torch.nn.functional.cross_entropy(logits, target, ignore_index=255)
+    torch.testing.assert_close(head.loss(x, batch)["loss_seg"], 0.5 * expected)
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_the_panoptic_map_follows_the_instances(build, panoptic_cfg, batch, rescale):
+    changes = {"model.test_cfg.score_thr": 1e-3, "model.test_cfg.panoptic.score_thr": 0.05}
+    changes["model.test_cfg.panoptic.stuff_area_limit"] = 1
+    model = build(cfg=panoptic_cfg, changes=changes)
+    for sample in batch["data_samples"]:
+        sample.set_metainfo(dict(ori_shape=(48, 192), scale_factor=(0.5, 2.0)))
+    for sample in predict(model, batch, rescale):
+        found, seg = sample.pred_instances, sample.pred_panoptic_seg.sem_seg[0]
+        assert seg.shape == found.masks.shape[1:] == ((48, 192) if rescale else (96, 96))
+        best = int(found.scores.argmax())
+        inside = seg[found.masks[best]]
+        assert found.scores[best] >= 0.05 and (inside % 1000 == found.labels[best]).all()
+        assert (inside // 1000 > 0).all()
+        assert set(seg[seg < 1000].tolist()) <= {3, 4, 5}
