@@ -48,8 +48,8 @@ class BlendMaskHead(FCOSHead):
 
     Centreness is on the box tower, box sides are a ReLU in units of the stride, and locations are
     sampled around the centres, as in the authors' FCOS. The top layer is evaluated only where its
-    answer is used, at positive locations and at detections: elsewhere it would be three times as
-    large as the towers' convolutions and thrown away.
+    answer is used, at positive locations and at detections: on all levels it would cost as much
+    as three of the towers' convolutions, for answers that are thrown away.
 
     Args:
         num_classes: Classes of things.
@@ -327,7 +327,10 @@ class BlendMaskHead(FCOSHead):
         candidates = []
         levels = zip(cls_score_list, bbox_pred_list, score_factor_list, mlvl_priors, strict=True)
         for level, (cls_score, sides, centerness, points) in enumerate(levels):
-            flat = [m.permute(1, 2, 0).flatten(0, 1) for m in (cls_score, sides, centerness)]
+            # In float32: half precision has too few digits to tell scores apart.
+            flat = [
+                m.float().permute(1, 2, 0).flatten(0, 1) for m in (cls_score, sides, centerness)
+            ]
             products = flat[0].sigmoid() * flat[2].sigmoid()
             scores, labels, places, kept = filter_scores_and_topk(
                 products, cfg.score_thr, cfg.nms_pre, dict(sides=flat[1], points=points)
