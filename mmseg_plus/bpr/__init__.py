@@ -6,6 +6,7 @@ from .patch_refiner import BoundaryPatchPreProcessor, BoundaryPatchRefiner
 from .refine_backbones import RefineHRNet, RefineMobileNetV2
 from .refinement_metric import BoundaryRefinementMetric
 from .refiner import BoundaryRefiner
+from .residual_head import ResidualFCNHead
 from .transforms import PackPatchInputs
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "BoundaryRefinementMetric",
     "BoundaryRefiner",
     "RefineMobileNetV2",
+    "ResidualFCNHead",
     "collate_patches",
 ]

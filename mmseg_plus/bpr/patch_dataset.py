@@ -53,6 +53,8 @@ class BoundaryPatchDataset(BaseDataset):
         padding: Pixels around each patch.
         patches_per_image: At most; 0 for all of them.
         instances_per_image: Whose boundaries are looked at, at most; 0 for all of them.
+        even_instances: Where there are more patches than that, draw them so that instances count
+            alike, as they do in AP, and not by the length of their boundaries.
         kwargs: :class:`mmengine.dataset.BaseDataset`'s. ``data_prefix=dict(img=...)`` is the
             folder of the images. In ``test_mode`` an image gives the same patches every time.
 
@@ -76,6 +78,7 @@ class BoundaryPatchDataset(BaseDataset):
         padding: int = 0,
         patches_per_image: int = 8,
         instances_per_image: int = 16,
+        even_instances: bool = False,
         data_prefix: dict | None = None,
         **kwargs: Any,
     ) -> None:
@@ -87,6 +90,7 @@ class BoundaryPatchDataset(BaseDataset):
         self.padding = padding
         self.patches_per_image = patches_per_image
         self.instances_per_image = instances_per_image
+        self.even_instances = even_instances
         super().__init__(ann_file, data_prefix=data_prefix or dict(img=""), **kwargs)
 
     def _join_prefix(self) -> None:
@@ -133,7 +137,12 @@ class BoundaryPatchDataset(BaseDataset):
         image = truth.read_image()
         boxes, mask_index = extract_boundary_patches(torch.from_numpy(coarse), **self.extraction)
         if self.patches_per_image and len(boxes) > self.patches_per_image:
-            chosen = np.sort(rng.choice(len(boxes), self.patches_per_image, replace=False))
+            share = None
+            if self.even_instances:
+                share = 1 / torch.bincount(mask_index)[mask_index].numpy()
+                share /= share.sum()
+            chosen = rng.choice(len(boxes), self.patches_per_image, replace=False, p=share)
+            chosen.sort()
             boxes, mask_index = boxes[chosen], mask_index[chosen]
         patches = crop_training_patches(image, coarse, target, boxes, mask_index, self.padding)
         return [

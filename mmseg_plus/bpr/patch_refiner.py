@@ -15,6 +15,7 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from .colour_evidence import colour_evidence
+from .residual_head import ResidualFCNHead
 
 BACKGROUND, FOREGROUND = 0, 1
 
@@ -114,10 +115,17 @@ class BoundaryPatchRefiner(EncoderDecoder):
         self.to(memory_format=torch.channels_last)
 
     def extract_feat(self, inputs: Tensor) -> list[Tensor]:
-        """Features of a (B, 4, S, S) batch, at several strides."""
-        return super().extract_feat(inputs.contiguous(memory_format=torch.channels_last))
+        """Features of a (B, C, S, S) batch, at several strides.
 
-    def refine_patches(self, images: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor:
+        For a :class:`ResidualFCNHead` the batch itself comes after them.
+        """
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        features = super().extract_feat(inputs)
+        return [*features, inputs] if isinstance(self.decode_head, ResidualFCNHead) else features
+
+    def refine_patches(
+        self, images: Tensor, masks: Tensor, size: tuple[int, int], caution: float = 0.0
+    ) -> Tensor:
         """Foreground probabilities of patches.
 
         The logits, not the probabilities, are resized to the patch.
@@ -126,6 +134,8 @@ class BoundaryPatchRefiner(EncoderDecoder):
             images: (B, 3, S, S) BGR, 0 to 255.
             masks: (B, 1, S, S) coarse masks in {0, 1}.
             size: (h, w) of the patches in the image.
+            caution: Added to the logarithm of the odds that a pixel is what the coarse mask says:
+                pixels change only where the network is so much surer. 0 takes its word.
 
         Returns:
             (B, h, w) float32 probabilities.
@@ -134,7 +144,10 @@ class BoundaryPatchRefiner(EncoderDecoder):
         logits = self.decode_head(self.extract_feat(inputs))
         # Twice, as in training and in the authors' test: to the input, then to the patch.
         logits = resize(logits.float(), images.shape[-2:], mode="bilinear", align_corners=False)
-        if tuple(images.shape[-2:]) != tuple(size):
-            logits = resize(logits, size, mode="bilinear", align_corners=False)
         # The softmax of two classes is a sigmoid of their difference.
-        return (logits[:, FOREGROUND] - logits[:, BACKGROUND]).sigmoid()
+        odds = logits[:, FOREGROUND, None] - logits[:, BACKGROUND, None]
+        if caution:
+            odds = odds + caution * (2 * masks - 1)
+        if tuple(images.shape[-2:]) != tuple(size):
+            odds = resize(odds, size, mode="bilinear", align_corners=False)
+        return odds[:, 0].sigmoid()

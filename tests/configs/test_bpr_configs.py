@@ -24,7 +24,7 @@ from mmseg_plus.common.progress import ProgressLine
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
-SHIPPED, TRAINED = "bpr_hrnetv2-w16t_mixed-128x128", "bpr_hrnetv2-w16t_mixed-64x64"
+SHIPPED, FIRST_PART = "bpr_hrnetv2-w16t_mixed-128x128", "bpr_hrnetv2-w16t_mixed-64x64"
 MAIN = "bpr_hrnetv2-w18s_160k_cityscapes-128x128"
 CITYSCAPES, COCO = "data/bpr/cityscapes", "data/bpr/coco"
 LARGE_FILES = sorted(
@@ -332,13 +332,15 @@ def prepare(name, folder, **options):
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
         options |= {f"{loader}.num_workers": 0, f"{loader}.persistent_workers": False}
         options[f"{loader}.batch_size"] = 2
+    # The second part of a training goes on from weights that only the first part makes.
+    options["load_from"] = None
     cfg = prepare_train_cfg(name, work_dir=str(folder), cfg_options=options)
     # The registry of running experiments keeps names; two configs in one second would share one.
     cfg.experiment_name = name
     return cfg
 
 
-@pytest.mark.parametrize("name", [*SMALL, TRAINED])
+@pytest.mark.parametrize("name", [*SMALL, FIRST_PART, SHIPPED])
 def test_small_config_trains_and_validates(name, shapes, tmp_path, monkeypatch):
     (tmp_path / "data/coarse").mkdir(parents=True)
     if name in SMALL:
@@ -378,14 +380,19 @@ def test_the_small_network_is_the_large_one_s_kind():
     assert read(SHIPPED).model.backbone == read("bpr_hrnetv2-w16t_shapes").model.backbone
 
 
-def test_shipped_config_is_its_training_at_twice_the_side():
-    shipped, trained = read(SHIPPED), read(TRAINED)
-    assert shipped.model.data_preprocessor.input_size == 128
-    assert trained.model.data_preprocessor.input_size == 64
-    sizes = {
-        dataset.get("dataset", dataset).patch_size
-        for dataset in trained.train_dataloader.dataset.datasets
-    }
-    assert sizes == {32} == {trained.val_dataloader.dataset.patch_size}
+def test_shipped_refiner_goes_on_at_twice_the_side():
+    shipped, first = read(SHIPPED), read(FIRST_PART)
+    assert shipped.load_from == f"work_dirs/{FIRST_PART}/iter_{first.train_cfg.max_iters}.pth"
+    for config, side, scales in ((first, 32, {24, 32, 48}), (shipped, 64, {48, 64, 96})):
+        datasets = config.train_dataloader.dataset.datasets
+        datasets = [dict(d, **d.get("dataset", {})) for d in datasets]
+        assert {d["patch_size"] for d in datasets} == scales
+        assert config.val_dataloader.dataset.patch_size == side
+        assert config.model.data_preprocessor.input_size == 2 * side
+        roots = [d["data_root"] for d in datasets]
+        assert roots[:4] == 2 * ["data/shapes/"] + 2 * ["data/nuclei/"]
+        assert set(roots[4:]) == {"data/coco_tiny/"}
+        # What refinement takes is its most.
+        assert [d["patch_size"] for d in datasets][:6] == [side] * 6
     shipped.model.data_preprocessor.input_size = 64
-    assert shipped.model == trained.model
+    assert shipped.model == first.model

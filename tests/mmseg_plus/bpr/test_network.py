@@ -200,3 +200,60 @@ def test_network_learns_a_patch():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
+
+
+def test_residual_head_starts_from_the_coarse_mask():
+    torch.manual_seed(0)
+    model = build(TINY)
+    model.init_weights()
+    # In training, where batch norm knows the features' size from the first batch on.
+    model.train()
+    image = torch.rand(2, 3, 128, 128) * 255
+    mask = (F.avg_pool2d(torch.rand(2, 1, 128, 128), 9, 1, 4) > 0.5).float()
+    with torch.no_grad():
+        refined = model.refine_patches(image, mask, (128, 128)) > 0.5
+    assert torch.equal(refined, mask[:, 0] > 0.5)
+
+
+def residual_head():
+    return MODELS.build(
+        dict(
+            type="ResidualFCNHead",
+            in_channels=4,
+            channels=4,
+            in_index=0,
+            num_convs=0,
+            concat_input=False,
+            dropout_ratio=0,
+            num_classes=2,
+        )
+    )
+
+
+def test_caution_keeps_pixels_of_which_the_network_is_unsure(tiny):
+    torch.manual_seed(0)
+    image, mask = torch.rand(2, 3, 128, 128) * 255, torch.zeros(2, 1, 128, 128)
+    mask[:, :, 20:90, 30:100] = 1
+    with torch.no_grad():
+        bold = tiny.refine_patches(image, mask, (128, 128))
+        careful = tiny.refine_patches(image, mask, (128, 128), caution=0.75)
+        sign = 2 * mask[:, 0] - 1
+        torch.testing.assert_close(careful.logit(), bold.logit() + 0.75 * sign, rtol=0, atol=1e-3)
+        halves = tiny.refine_patches(image, mask, (64, 64), caution=100.0)
+    assert torch.equal(halves > 0.5, mask[:, 0, ::2, ::2] > 0.5)
+
+
+def test_residual_head_corrects_the_mask_by_the_features():
+    head = residual_head()
+    features, picture = torch.randn(2, 4, 8, 8), torch.randn(2, 6, 32, 32)
+    with torch.no_grad():
+        head.coarse_weight.fill_(0.7)
+        logits = head([features, picture])
+        plain = F.interpolate(head.cls_seg(features), (32, 32), mode="bilinear")
+    torch.testing.assert_close(logits[:, 1], plain[:, 1] + 0.7 * picture[:, 3])
+    torch.testing.assert_close(logits[:, 0], plain[:, 0] - 0.7 * picture[:, 3])
+
+
+def test_residual_head_needs_a_coarse_mask():
+    with pytest.raises(ValueError, match="use_coarse_mask"):
+        residual_head()([torch.randn(2, 4, 8, 8), torch.randn(2, 3, 32, 32)])

@@ -107,6 +107,40 @@ def test_patches_come_from_images_and_ground_truth(root):
     assert any((coarse / 255 != target).any() for _, coarse, target in map(planes, items))
 
 
+@pytest.mark.parametrize("even", [False, True])
+def test_small_instances_count_as_much_as_large_ones(tmp_path, even):
+    init_default_scope("mmseg")
+    masks = np.zeros((2, 160, 240), bool)
+    masks[0, 10:150, 10:150], masks[1, 70:86, 200:216] = True, True
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "0.png"), np.zeros((160, 240, 3), np.uint8))
+    records = [
+        dict(id=k, image_id=0, category_id=1, area=1, iscrowd=0, bbox=[0, 0, 9, 9])
+        | dict(segmentation=encode(mask))
+        for k, mask in enumerate(masks)
+    ]
+    content = dict(
+        images=[dict(id=0, file_name="0.png", height=160, width=240)],
+        annotations=records,
+        categories=[dict(id=1, name="a")],
+    )
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    results = [dict(record, score=1) for record in records]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    dataset = make(
+        tmp_path,
+        coarse=str(tmp_path / "results.json"),
+        pipeline=[dict(type="PackPatchInputs")],
+        patch_size=32,
+        patches_per_image=1,
+        even_instances=even,
+    )
+    np.random.seed(0)
+    small = np.mean([planes(dataset[0][0])[2].sum().item() == 16 * 16 for _ in range(60)])
+    # By the length of boundaries it would be one patch in some twenty.
+    assert 0.3 < small < 0.7 if even else small < 0.2
+
+
 def test_crowds_are_never_a_target(root):
     dataset = make(root, patches_per_image=0, pipeline=[dict(type="PackPatchInputs")])
     # The crowd of the second image is the bright part in its right half.
