@@ -32,6 +32,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--padding", type=int, default=0, help="pixels around each patch (0)")
     parser.add_argument("--max-patches", type=int, help="budget of patches an image")
     parser.add_argument(
+        "--caution", type=float, metavar="C", help="change less: odds for the mask (the config's)"
+    )
+    parser.add_argument("--amp", action="store_true", help="the network in half precision")
+    parser.add_argument(
         "--vary",
         nargs="+",
         default=[],
@@ -52,7 +56,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Refine, evaluate, print the table and write the record."""
     from mmdet_plus.benchmark.refinement import evaluate_file, markdown
 
-    names = ("patch_size", "iou_thr", "scheme", "padding", "max_patches")
+    names = ("patch_size", "iou_thr", "scheme", "padding", "max_patches", "amp", "caution")
     record = evaluate_file(
         args.coarse,
         args.ann,

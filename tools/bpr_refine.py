@@ -43,6 +43,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=count, default=256, help="patches at a time (256)")
     parser.add_argument("--max-patches", type=count, metavar="N", help="budget of patches an image")
     parser.add_argument(
+        "--caution", type=float, metavar="C", help="change less: odds for the mask (the config's)"
+    )
+    parser.add_argument("--amp", action="store_true", help="the network in half precision")
+    parser.add_argument(
         "--score-thr", type=float, metavar="S", help="instances below keep the coarse mask"
     )
     parser.add_argument(
@@ -80,6 +84,8 @@ def refine(args: argparse.Namespace) -> None:
         scheme=args.scheme,
         padding=args.padding,
         max_patches=args.max_patches,
+        amp=args.amp,
+        caution=args.caution,
     )
 
 

@@ -71,9 +71,8 @@ def parse_variations(texts: Sequence[str]) -> dict[str, list]:
     Raises:
         UserError: There is no such option, or a value is not of its kind.
     """
-    kinds = dict(
-        patch_size=int, iou_thr=float, scheme=str, padding=int, max_patches=int, amp=_switch
-    )
+    kinds = dict(patch_size=int, iou_thr=float, scheme=str, padding=int, max_patches=int)
+    kinds.update(amp=_switch, caution=float)
     vary = {}
     for text in texts:
         name, _, values = text.partition("=")
@@ -141,6 +140,8 @@ def row_name(options: Mapping[str, Any]) -> str:
         parts.append(f"padding {options['padding']}")
     if options.get("max_patches") is not None:
         parts.append(f"at most {options['max_patches']}")
+    if options.get("caution") is not None:
+        parts.append(f"caution {options['caution']:g}")
     if options.get("amp"):
         parts.append("half precision")
     return " ".join(parts)

@@ -51,8 +51,8 @@ def refine_file(
         skip_bad: See there.
         batch_size: Patches in the network at a time.
         line: Shows the progress.
-        options: How patches are chosen: ``patch_size``, ``iou_thr``, ``scheme``, ``padding``,
-            ``max_patches`` of :class:`BoundaryRefiner`.
+        options: ``patch_size``, ``iou_thr``, ``scheme``, ``padding``, ``max_patches``, ``amp`` and
+            ``caution`` of :class:`BoundaryRefiner`.
 
     Returns:
         The report, in the first process; None in the others.
@@ -68,7 +68,7 @@ def refine_file(
     )
     # Not the device and not the size of batches, which change roundings alone: after running out of
     # memory one goes on with another.
-    settings = {"refiner": network_digest(refiner.model), **options}
+    settings = {"refiner": network_digest(refiner.model), **options, "caution": refiner.caution}
     report = refine_results(
         source,
         refiner.refine,

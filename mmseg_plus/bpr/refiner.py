@@ -50,6 +50,10 @@ class BoundaryRefiner:
         scheme: ``dense``, ``grid`` or ``instance``.
         padding: Pixels around each patch that the network sees beyond it.
         max_patches: Budget of patches an image; the least certain are refined.
+        amp: Run the network in half precision: bfloat16 on a CPU, where only those that compute in
+            it gain by that, and float16 on a GPU.
+        caution: See :meth:`BoundaryPatchRefiner.refine_patches`; the config's
+            ``model.test_cfg.caution`` if None, or else 0.
 
     Raises:
         UserError: The config or the checkpoint is missing or they do not fit.
@@ -66,10 +70,12 @@ class BoundaryRefiner:
         scheme: str = "dense",
         padding: int = 0,
         max_patches: int | None = None,
+        amp: bool = False,
+        caution: float | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self._choose(patch_size, iou_thr, scheme, max_patches, batch_size, padding)
         self.model = load_refiner(config or DEFAULT_CONFIG, checkpoint).to(self.device)
+        self._choose(patch_size, iou_thr, scheme, max_patches, batch_size, padding, amp, caution)
         self.input_size = self.model.data_preprocessor.input_size
         #: How many patches the last image had.
         self.num_patches = 0
@@ -84,6 +90,8 @@ class BoundaryRefiner:
         max_patches: int | None,
         batch_size: int,
         padding: int,
+        amp: bool,
+        caution: float | None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -92,17 +100,23 @@ class BoundaryRefiner:
         self.extraction = dict(
             patch_size=patch_size, iou_thr=iou_thr, scheme=scheme, max_patches=max_patches
         )
-        self.batch_size, self.padding = batch_size, padding
+        if caution is None:
+            caution = self.model.test_cfg.get("caution", 0.0)
+        if caution < 0:
+            raise ValueError(f"caution must be at least 0, got {caution:g}")
+        self.batch_size, self.padding, self.amp = batch_size, padding, amp
+        self.caution = caution
 
     def with_options(self, **options: Any) -> "BoundaryRefiner":
         """The same network, with other ways of choosing patches.
 
         Args:
-            options: ``patch_size``, ``iou_thr``, ``scheme``, ``padding``, ``max_patches`` or
-                ``batch_size``; what is not given stays.
+            options: ``patch_size``, ``iou_thr``, ``scheme``, ``padding``, ``max_patches``,
+                ``batch_size``, ``amp`` or ``caution``; what is not given stays.
         """
         other = copy.copy(self)
         now = dict(self.extraction, batch_size=self.batch_size, padding=self.padding)
+        now.update(amp=self.amp, caution=self.caution)
         other._choose(**{**now, **options})
         other.seconds = dict.fromkeys(PARTS, 0.0)
         return other
@@ -169,8 +183,14 @@ class BoundaryRefiner:
                     image, masks, boxes[batch], mask_index[batch], self.input_size, self.padding
                 )
             with self._timed("network"):
-                probabilities[batch] = self.model.refine_patches(images, coarse, size)
+                probabilities[batch] = self.run_network(images, coarse, size)
         return probabilities
+
+    def run_network(self, images: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor:
+        """Call :meth:`BoundaryPatchRefiner.refine_patches` in the precision asked for."""
+        half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        with torch.autocast(self.device.type, half, enabled=self.amp):
+            return self.model.refine_patches(images, masks, size, self.caution)
 
     def _patch_shape(self, boxes: Tensor) -> tuple[int, int]:
         """The size that all padded patches have, or the network's input if they differ."""
@@ -221,7 +241,9 @@ def _kind(array: object) -> str:
 
 
 def load_refiner(
-    config: str | os.PathLike | Config, checkpoint: str | os.PathLike | None = None
+    config: str | os.PathLike | Config,
+    checkpoint: str | os.PathLike | None = None,
+    fold: bool = True,
 ) -> BoundaryPatchRefiner:
     """Build a refinement network with its weights, ready for inference.
 
@@ -229,9 +251,10 @@ def load_refiner(
         config: A config, its path or its name in the zoo.
         checkpoint: File or address of the weights; None for the file of the config's name beside
             it.
+        fold: Fold batch norm into the convolutions.
 
     Returns:
-        The network in evaluation mode, batch norm folded into the convolutions.
+        The network in evaluation mode.
 
     Raises:
         UserError: Something is missing or does not fit.
@@ -249,7 +272,7 @@ def load_refiner(
         warnings.simplefilter("ignore", UserWarning)
         model = MODELS.build(_plain(cfg.model))
     _load(model, path, cfg.filename or "the config")
-    return fuse(model.eval())
+    return fuse(model.eval()) if fold else model.eval()
 
 
 def _plain(model: dict) -> dict:

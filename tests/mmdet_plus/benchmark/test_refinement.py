@@ -111,14 +111,15 @@ def test_one_option_at_a_time():
         dict(scheme="grid", iou_thr=0.25),
     ]
     names = [row_name(dict(row, padding=5, max_patches=9)) for row in rows]
+    assert row_name(dict(amp=True, caution=0.0)) == "dense 64 iou 0.25 caution 0 half precision"
     assert names[0] == "dense 64 iou 0.25 padding 5 at most 9" and len(set(names)) == 3
 
 
 def test_variations_are_read():
-    assert parse_variations(["iou_thr=0.1,0.5", "scheme=grid"]) == dict(
-        iou_thr=[0.1, 0.5], scheme=["grid"]
+    assert parse_variations(["iou_thr=0.1,0.5", "scheme=grid", "amp=true"]) == dict(
+        iou_thr=[0.1, 0.5], scheme=["grid"], amp=[True]
     )
-    for text in ("iou=1", "iou_thr", "iou_thr=", "patch_size=big"):
+    for text in ("iou=1", "iou_thr", "iou_thr=", "patch_size=big", "amp=yes"):
         with pytest.raises(UserError, match=f"--vary {text}"):
             parse_variations([text])
 

@@ -38,6 +38,7 @@ class StandIn:
         torch.nn.init.ones_(self.model.weight)
         torch.nn.init.zeros_(self.model.bias)
         self.num_patches = 4
+        self.caution = options.get("caution") or 0.0
 
     def refine(self, image, masks):
         return tiny_results.refine(image, masks)
@@ -86,6 +87,8 @@ def test_coco_results(tool, tmp_path):
         padding=0,
         batch_size=256,
         max_patches=None,
+        amp=False,
+        caution=None,
     )
 
 
@@ -96,7 +99,8 @@ def test_every_option_arrives(tool, tmp_path):
         *("coarse.dump", *GIVEN, "--out", "out.json", "--format", "mmdet"),
         *("--config", "c.py", "--checkpoint", "k.pth", "--device", "cpu", "--patch-size", "32"),
         *("--iou-thr", "0.55", "--scheme", "grid", "--padding", "5", "--batch-size", "16"),
-        *("--max-patches", "100", "--score-thr", "2"),
+        *("--max-patches", "100", "--score-thr", "2", "--amp"),
+        *("--caution", "0.5"),
     )
     assert code == 0
     assert StandIn.made == [
@@ -111,6 +115,8 @@ def test_every_option_arrives(tool, tmp_path):
                 padding=5,
                 batch_size=16,
                 max_patches=100,
+                amp=True,
+                caution=0.5,
             ),
         )
     ]

@@ -35,6 +35,8 @@ def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmseg"):
         model = MODELS.build(refiner_module._plain(read_config(CONFIG).model))
+    # Random features are no match for it.
+    model.decode_head.coarse_weight.data.zero_()
     path = tmp_path_factory.mktemp("weights") / "refiner.pth"
     torch.save(dict(state_dict=model.state_dict(), meta={}), path)
     return path
@@ -222,6 +224,19 @@ def test_plain_operators_give_the_same(checkpoint, plain_ops):
     assert plain.shape == masks.shape and (plain != masks).any()
 
 
+def test_half_precision_is_nearly_the_same(checkpoint, monkeypatch):
+    refiner = make(checkpoint)
+    half = refiner.with_options(amp=True)
+    assert not refiner.amp and half.amp
+    types = []
+    refiner.model.backbone.register_forward_hook(lambda *args: types.append(args[-1][0].dtype))
+    image, masks = scene()
+    refined, other = refiner.refine(image, masks), half.refine(image, masks)
+    assert set(types[: len(types) // 2]) == {torch.float32}
+    assert set(types[len(types) // 2 :]) == {torch.bfloat16}
+    assert (refined != other).mean() < 0.02
+
+
 def test_groups_never_split_a_mask_and_lose_none():
     index = torch.tensor([0, 0, 0, 2, 3, 3, 5])
     groups = list(refiner_module._groups(index, 7, 2))
@@ -233,3 +248,19 @@ def test_groups_never_split_a_mask_and_lose_none():
     assert covered == index.tolist()
     assert list(refiner_module._groups(index[:0], 3, 2)) == []
     assert copy.deepcopy(groups)[0] == (0, 1, slice(0, 3))
+
+
+def test_caution_is_the_config_s_unless_given(checkpoint):
+    cfg = read_config(CONFIG)
+    # Twice the patch, so that the mask comes through the resizing as it is.
+    cfg.model.data_preprocessor.input_size = 128
+    cfg.model.test_cfg.caution = 100.0
+    image, masks = scene(height=80, width=100, count=2)
+    careful = BoundaryRefiner(cfg, checkpoint)
+    assert np.array_equal(careful.refine(image, masks), masks)
+    assert careful.with_options(caution=None).caution == 100 == careful.with_options().caution
+    bold = careful.with_options(caution=0.0)
+    assert (bold.refine(image, masks) != masks).any()
+    assert make(checkpoint).caution == 0
+    with pytest.raises(ValueError, match="caution"):
+        make(checkpoint, caution=-1.0)
