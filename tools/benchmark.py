@@ -18,8 +18,13 @@ def parse_args() -> argparse.Namespace:
     )
     ops.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     ops.add_argument("--tables", metavar="FILE.md", help="write the tables there")
-    pipeline = kinds.add_parser("pipeline", help="drawing Shapes")
+    pipeline = kinds.add_parser("pipeline", help="drawing Shapes, and refining masks step by step")
+    pipeline.add_argument(
+        "--only", choices=("shapes", "refinement"), help="one of the two instead of both"
+    )
     pipeline.add_argument("--images", type=int, default=1000, help="images to draw (1000)")
+    pipeline.add_argument("--repeats", type=int, default=5, help="rounds of refining (5)")
+    pipeline.add_argument("--instances", type=int, default=20, help="masks to refine (20)")
     for kind in (ops, pipeline):
         kind.add_argument("--out", metavar="FILE.json", help="write the record there")
     return parser.parse_args()
@@ -44,8 +49,15 @@ def run_ops(args: argparse.Namespace) -> None:
 def run_pipeline(args: argparse.Namespace) -> None:
     """Measure what happens outside of networks."""
     from mmdet_plus.benchmark.pipeline import shapes_speed
+    from mmdet_plus.benchmark.refinement_speed import markdown, refinement_speed
 
-    report(shapes_speed(args.images), args.out)
+    record = {}
+    if args.only != "refinement":
+        record.update(shapes_speed(args.images))
+    if args.only != "shapes":
+        record["refinement"] = refinement_speed(args.repeats, args.instances)
+        print(markdown(record["refinement"]))
+    report(record, args.out)
 
 
 def report(record: dict, out: str | None) -> None:

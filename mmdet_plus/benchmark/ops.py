@@ -222,15 +222,17 @@ def blob_masks(count: int, height: int, width: int, device: str) -> Tensor:
 
 def authors_boundary_patches(masks: Tensor, size: int = 64, iou_thr: float = 0.25) -> int:
     """As the authors do: a score for every pixel, a box for each boundary pixel, NMS."""
-    kernel = torch.ones(1, 1, 3, 3, device=masks.device)
-    kept = 0
-    for mask in masks:
-        sums = F.conv2d(mask[None, None].float(), kernel, padding=1)[0, 0]
-        scores = torch.minimum((sums - 9).abs(), sums) / 4.5
-        ys, xs = scores.nonzero(as_tuple=True)
-        boxes = torch.stack([xs - size / 2, ys - size / 2, xs + size / 2, ys + size / 2], 1)
-        kept += len(nms(boxes.float(), scores[ys, xs], iou_thr)[1])
-    return kept
+    return sum(len(boxes_along_boundary(mask, size, iou_thr)) for mask in masks)
+
+
+def boxes_along_boundary(mask: Tensor, size: int = 64, iou_thr: float = 0.25) -> Tensor:
+    """(P, 4) float boxes of one mask (H, W), which may leave the image."""
+    kernel = torch.ones(1, 1, 3, 3, device=mask.device)
+    sums = F.conv2d(mask[None, None].float(), kernel, padding=1)[0, 0]
+    scores = torch.minimum((sums - 9).abs(), sums) / 4.5
+    ys, xs = scores.nonzero(as_tuple=True)
+    boxes = torch.stack([xs - size / 2, ys - size / 2, xs + size / 2, ys + size / 2], 1)
+    return boxes[nms(boxes, scores[ys, xs], iou_thr)[1]]
 
 
 def reassemble_full_size(masks: Tensor, boxes: Tensor, index: Tensor, patches: Tensor) -> Tensor:
@@ -316,14 +318,19 @@ def _grow(name: str) -> float:
     torch.autograd.grad(blend(*small).sum(), (small[0], small[2]))
     bases, rois, attention = blending_input()
     grad = torch.randn(len(rois), 56, 56)
-    # The peak so far would hide that of the call: let the kernel forget it.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _memory_mb("VmRSS")
+    before = forget_peak()
     torch.autograd.grad(blend(bases, rois, attention), (bases, attention), grad)
-    return _memory_mb("VmHWM") - before
+    return memory_mb("VmHWM") - before
 
 
-def _memory_mb(field: str) -> float:
+def forget_peak() -> float:
+    """Let Linux forget this process's peak of memory, and tell what it holds now, in MB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory_mb("VmRSS")
+
+
+def memory_mb(field: str) -> float:
+    """What Linux tells of this process's memory: ``VmRSS`` now, ``VmHWM`` at its peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     [line] = [line for line in lines if line.startswith(field)]
     return int(line.split()[1]) / 1024
