@@ -107,10 +107,13 @@ def _backbone(name: str) -> str | None:
 
 
 def _neck(state_dict: Mapping[str, Any]) -> Rule:
-    levels = sorted(
-        int(found[1])
-        for name in state_dict
-        if (found := re.fullmatch(r"backbone\.fpn_output(\d)\.weight", name))
+    lowest = min(
+        (
+            int(found[1])
+            for name in state_dict
+            if (found := re.match(r"backbone\.fpn_(?:lateral|output)(\d)\.", name))
+        ),
+        default=3,
     )
     norm = "bn" if "backbone.fpn_lateral5.norm.running_mean" in state_dict else "gn"
 
@@ -118,9 +121,9 @@ def _neck(state_dict: Mapping[str, Any]) -> Rule:
         if found := re.fullmatch(r"backbone\.fpn_(lateral|output)(\d)\.(norm\.)?(\w+)", name):
             kind = "lateral_convs" if found[1] == "lateral" else "fpn_convs"
             layer = norm if found[3] else "conv"
-            return f"neck.{kind}.{int(found[2]) - levels[0]}.{layer}.{found[4]}"
+            return f"neck.{kind}.{int(found[2]) - lowest}.{layer}.{found[4]}"
         if found := re.fullmatch(r"backbone\.top_block\.p(\d)\.(weight|bias)", name):
-            return f"neck.fpn_convs.{int(found[1]) - levels[0]}.conv.{found[2]}"
+            return f"neck.fpn_convs.{int(found[1]) - lowest}.conv.{found[2]}"
         return None
 
     return rule

@@ -95,8 +95,9 @@ def losses(blender, levels, found, gts=None, crowds=(None, None)):
     return masks, semantics, blender.loss_by_feat(masks, semantics, gts, metas, found, list(crowds))
 
 
-def test_the_mask_loss_is_weighted_by_centreness(blender, levels):
-    found = infos()
+@pytest.mark.parametrize("counts", [(3, 2), (0, 1)])
+def test_the_mask_loss_is_weighted_by_centreness(blender, levels, counts):
+    found = infos(counts)
     masks, _, got = losses(blender, levels, found)
     targets = blender.mask_targets(ground_truth())
     assert targets.shape == (2, 10, 10)

@@ -50,6 +50,31 @@ def test_every_name_has_its_place(kind):
     }
 
 
+R101 = dict(blocks=(3, (3, 4, 23, 3)))
+DCNI3 = {(s, b) for s, n in ((1, 4), (2, 23), (3, 3)) for b in range(0, n, 3)}
+PANOPTIC = dict(levels=(2, 3, 4, 5), semantic=True)
+ZOO = {
+    "blendmask_r50-caffe_fpn_1x_coco": R50,
+    "blendmask_r101-caffe-dcni3_fpn_5x_coco": dict(R101, deformable=DCNI3),
+    "blendmask-550_r50-caffe_fpn_3x_coco": KINDS["550"],
+    "blendmask-rt_r50-caffe_fpn_4x_coco": dict(KINDS["rt bn head"], norm_levels=0),
+    "blendmask-rt_r50-caffe_fpn_bn-head_4x_coco": KINDS["rt bn head"],
+    "blendmask_r50-caffe_fpn_3x_coco-panoptic": KINDS["panoptic"],
+    "blendmask_r101-caffe_fpn_3x_coco-panoptic": dict(R101, **PANOPTIC),
+    "blendmask_r101-caffe-dcni3_fpn_5x_coco-panoptic": dict(R101, deformable=DCNI3, **PANOPTIC),
+}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_parameter_of_the_zoo_has_a_name_there(name, repo_root):
+    cfg = Config.fromfile(repo_root / f"configs/blendmask/{name}.py").model
+    init_default_scope("mmdet")
+    with torch.device("meta"):
+        weights = MODELS.build(cfg).state_dict()
+    names = {name for name in weights if not name.endswith("num_batches_tracked")}
+    assert names == {ours for _, ours in names_of(**ZOO[name])}
+
+
 @pytest.mark.parametrize("fixture", ["blendmask_instance", "blendmask_panoptic"])
 def test_names_of_the_reference(fixture, repo_root):
     path = repo_root.parent / f"shared/fixtures/{fixture}.npz"
@@ -165,6 +190,9 @@ def test_every_name_without_use_is_listed(build):
         "pixel_mean",
         "pixel_std",
     }
+    # Whatever else is missing.
+    assert adelaidet_unused(strays) == sorted(strays) and adelaidet_unused({}) == []
+    assert adelaidet_unused({"backbone.top_block.p6.bias": torch.zeros(1)}) == []
     assert adelaidet_blendmask(theirs | strays).keys() == adelaidet_blendmask(theirs).keys()
 
 
