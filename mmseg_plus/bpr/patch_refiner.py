@@ -51,7 +51,10 @@ class BoundaryPatchPreProcessor(SegDataPreProcessor):
     ) -> None:
         half = (127.5,) if use_coarse_mask else ()
         side = (input_size, input_size)
-        super().__init__(mean=(*mean, *half), std=(*std, *half), size=side, **kwargs)
+        super().__init__(mean=mean, std=std, size=side, **kwargs)
+        # Not handed on, because the maintained fork takes those of an image alone.
+        for name, values in (("mean", (*mean, *half)), ("std", (*std, *half))):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
         self.input_size = input_size
         self.channels = [2, 1, 0] if bgr_to_rgb else [0, 1, 2]
         if use_coarse_mask:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.utils import digit_version
@@ -52,6 +53,16 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
+
+
+def find_mmseg_configs() -> None:
+    """Let configs inherit from ``mmseg::`` on the maintained forks.
+
+    mmengine looks such a base up under the distribution's name, mmsegmentation, which the fork has
+    not got; under the name of the package it finds it. May be called any number of times.
+    """
+    if stack() == "onedl":
+        MODULE2PACKAGE["mmseg"] = "mmseg"
 
 
 def available_cores() -> int:

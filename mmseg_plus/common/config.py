@@ -8,6 +8,10 @@ from mmengine.config import Config
 import mmseg_plus
 from mmseg_plus.common.errors import UserError
 
+from .compat import find_mmseg_configs
+
+find_mmseg_configs()
+
 
 def config_folders() -> list[Path]:
     """List the folders in which configs are looked up by name.
