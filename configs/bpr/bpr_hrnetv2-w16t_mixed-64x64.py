@@ -61,5 +61,5 @@ train_cfg = dict(max_iters=5000, val_interval=1000)
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=200),
-    dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=False, begin=200, end=8000, T_max=7800),
+    dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=False, begin=200, end=5000, T_max=7800),
 ]

@@ -127,6 +127,7 @@ def test_architecture_is_the_config_s(metafile):
             seen = cfg.data_preprocessor.get("use_coarse_mask", True)
             assert ("Coarse Mask Input" in parts) == seen
             assert ("FCN" in parts) == (cfg.decode_head.type == "FCNHead")
+            assert ("Residual FCN" in parts) == (cfg.decode_head.type == "ResidualFCNHead")
             assert model["Metadata"]["Backbone"].startswith(REFINERS[cfg.backbone.type])
             continue
         assert ("BlendMask" in parts) == (cfg.type == "BlendMask")
