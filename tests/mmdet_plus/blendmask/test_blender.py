@@ -221,3 +221,8 @@ def test_nothing_found(blender):
     assert found[0].masks.shape == (0, 96, 192) and found[0].bboxes.shape == (0, 4)
     assert len(found[1]) == 3
     assert paste_masks(torch.zeros(0, 3, 3), torch.zeros(0, 4), 5, 6, 0.5).shape == (0, 5, 6)
+
+
+def test_a_probability_at_the_threshold_belongs_to_the_mask():
+    box = torch.tensor([[0.0, 0, 4, 4]])
+    assert paste_masks(torch.full((1, 4, 4), 0.5), box, 4, 4, 0.5).all()
