@@ -137,7 +137,11 @@ def test_widths_that_do_not_fit():
 
 
 def ground_truth():
-    boxes = [[[4, 4, 60, 80], [50, 20, 110, 90], [6.5, 5, 30.2, 33]], [[1, 1, 2, 2], [20, 20, 90, 85]], []]
+    boxes = [
+        [[4, 4, 60, 80], [50, 20, 110, 90], [6.5, 5, 30.2, 33]],
+        [[1, 1, 2, 2], [20, 20, 90, 85]],
+        [],
+    ]
     labels = [[3, 0, 2], [2, 1], []]
     return [
         InstanceData(bboxes=torch.tensor(b).reshape(-1, 4).float(), labels=torch.tensor(n).long())
