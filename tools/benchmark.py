@@ -6,6 +6,7 @@ import shlex
 import sys
 
 from mmdet_plus.engine.errors import run_command
+from mmseg_plus.common.arguments import count
 from mmseg_plus.common.files import write_file, write_json
 
 
@@ -14,7 +15,7 @@ def parse_args() -> argparse.Namespace:
     kinds = parser.add_subparsers(dest="kind", required=True)
     ops = kinds.add_parser("ops", help="the operators beside what they stand on")
     ops.add_argument(
-        "--repeats", type=int, default=5, help="rounds, of which the median counts (5)"
+        "--repeats", type=count, default=5, help="rounds, of which the median counts (5)"
     )
     ops.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     ops.add_argument("--tables", metavar="FILE.md", help="write the tables there")
@@ -22,9 +23,9 @@ def parse_args() -> argparse.Namespace:
     pipeline.add_argument(
         "--only", choices=("shapes", "refinement"), help="one of the two instead of both"
     )
-    pipeline.add_argument("--images", type=int, default=1000, help="images to draw (1000)")
-    pipeline.add_argument("--repeats", type=int, default=5, help="rounds of refining (5)")
-    pipeline.add_argument("--instances", type=int, default=20, help="masks to refine (20)")
+    pipeline.add_argument("--images", type=count, default=1000, help="images to draw (1000)")
+    pipeline.add_argument("--repeats", type=count, default=5, help="rounds of refining (5)")
+    pipeline.add_argument("--instances", type=count, default=20, help="masks to refine (20)")
     for kind in (ops, pipeline):
         kind.add_argument("--out", metavar="FILE.json", help="write the record there")
     return parser.parse_args()

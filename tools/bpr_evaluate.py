@@ -5,6 +5,7 @@ import shlex
 import sys
 
 from mmdet_plus.engine.errors import run_command
+from mmseg_plus.common.arguments import amount, count, share, whole
 from mmseg_plus.common.files import write_json
 
 
@@ -26,13 +27,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--config", help="the refiner's config; the shipped one if left out")
     parser.add_argument("--checkpoint", help="its weights; those beside the config if left out")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--patch-size", type=int, default=64, help="side of the patches (64)")
-    parser.add_argument("--iou-thr", type=float, default=0.25, help="of the NMS (0.25)")
+    parser.add_argument("--patch-size", type=count, default=64, help="side of the patches (64)")
+    parser.add_argument("--iou-thr", type=share, default=0.25, help="of the NMS (0.25)")
     parser.add_argument("--scheme", default="dense", help="dense (default), grid or instance")
-    parser.add_argument("--padding", type=int, default=0, help="pixels around each patch (0)")
-    parser.add_argument("--max-patches", type=int, help="budget of patches an image")
+    parser.add_argument("--padding", type=whole, default=0, help="pixels around each patch (0)")
+    parser.add_argument("--max-patches", type=count, help="budget of patches an image")
     parser.add_argument(
-        "--caution", type=float, metavar="C", help="change less: odds for the mask (the config's)"
+        "--caution", type=amount, metavar="C", help="change less: odds for the mask (the config's)"
     )
     parser.add_argument("--amp", action="store_true", help="the network in half precision")
     parser.add_argument(
@@ -42,7 +43,7 @@ def parse_args() -> argparse.Namespace:
         metavar="OPTION=A,B",
         help="further values of an option, a row each: iou_thr=0.15,0.55 scheme=grid,instance",
     )
-    parser.add_argument("--images", type=int, help="only the first so many images")
+    parser.add_argument("--images", type=count, help="only the first so many images")
     parser.add_argument("--out", metavar="FILE.json", help="write the record there")
     return parser.parse_args()
 

@@ -14,7 +14,7 @@ from mmdet_plus.engine.distributed import open_cpu_group
 from mmdet_plus.engine.errors import run_command
 from mmseg_plus.bpr.refine_command import refine_file
 from mmseg_plus.bpr.sources import FORMATS
-from mmseg_plus.common.arguments import count, share, whole
+from mmseg_plus.common.arguments import amount, count, share, whole
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=count, default=256, help="patches at a time (256)")
     parser.add_argument("--max-patches", type=count, metavar="N", help="budget of patches an image")
     parser.add_argument(
-        "--caution", type=float, metavar="C", help="change less: odds for the mask (the config's)"
+        "--caution", type=amount, metavar="C", help="change less: odds for the mask (the config's)"
     )
     parser.add_argument("--amp", action="store_true", help="the network in half precision")
     parser.add_argument(

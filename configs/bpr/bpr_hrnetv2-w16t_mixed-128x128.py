@@ -1,5 +1,6 @@
 # The refiner that ships, whose weights lie beside this file: what bpr_hrnetv2-w16t_mixed-64x64.py
-# has learnt on small patches goes on with those of the size that refinement takes.
+# has learnt on small patches goes on with those of the size that refinement takes. It was run
+# twice, the second time from the first one's weights (README.md).
 _base_ = "./bpr_hrnetv2-w16t_mixed-64x64.py"
 
 load_from = "work_dirs/bpr_hrnetv2-w16t_mixed-64x64/iter_5000.pth"

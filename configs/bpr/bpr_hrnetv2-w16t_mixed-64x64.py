@@ -34,8 +34,8 @@ train_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type="ConcatDataset",
-        # Pictures: 4000 of Shapes, 2200 of nuclei, 6000 of COCO, half of which have the errors of
-        # mask heads alone: of small objects they are so few that most is to be left as it is.
+        # Pictures: 4000 of Shapes, 2200 of nuclei, 6000 of COCO, two fifths of which have the
+        # errors of mask heads alone: of small objects so few that most is to be left as it is.
         datasets=[
             shapes,
             dict(shapes, coarse="data/coarse/shapes_mask-rcnn_train.segm.json"),

@@ -124,7 +124,10 @@ def evaluate_file(
             raise UserError(f"--degrade {' '.join(unknown)}: choose from {', '.join(KINDS)}")
         coarse = DegradedTruth(CocoGroundTruth(ann_file, img_dir), degrade_kinds, seed)
     refiner = BoundaryRefiner(config, checkpoint, device)
-    rows = settings(options or {}, variations)
+    base = dict(options or {})
+    if base.get("caution") is None:
+        base["caution"] = refiner.caution
+    rows = settings(base, variations)
     try:
         refiners = {row_name(row): refiner.with_options(**row) for row in rows}
     except ValueError as error:
@@ -140,7 +143,7 @@ def row_name(options: Mapping[str, Any]) -> str:
         parts.append(f"padding {options['padding']}")
     if options.get("max_patches") is not None:
         parts.append(f"at most {options['max_patches']}")
-    if options.get("caution") is not None:
+    if options.get("caution"):
         parts.append(f"caution {options['caution']:g}")
     if options.get("amp"):
         parts.append("half precision")

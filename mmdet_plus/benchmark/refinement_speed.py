@@ -2,7 +2,8 @@
 
 The authors' scripts write every patch as a PNG, read the image again for each instance, run the
 network as it was trained, and sum patches up in float maps as large as the image. What stands here
-for them is written from that description; both ways use the same network and the same batches.
+for them is written from that description; both ways use the same network and the same batches, and
+cropping and resizing count as extraction in both.
 
 Shape legend: N masks, H and W the image's size, P patches, S the side of the network's input.
 """
@@ -13,7 +14,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +34,21 @@ from mmseg_plus.bpr.refiner import DEFAULT_CONFIG, PARTS, load_refiner
 from .ops import blob_masks, boxes_along_boundary, forget_peak, memory_mb, reassemble_full_size
 from .timing import environment, time_in_turn
 
+#: ``files``: of images and patches, read and written; ``all`` is measured, and holds the rest too.
+STEPS = ("files", *PARTS, "all")
 _SIZE = (1024, 2048)
+_PATCH = 64
 _BATCH = 64
 
 
 def refinement_speed(
-    repeats: int = 5, instances: int = 20, many: int = 100, config: str = DEFAULT_CONFIG
+    repeats: int = 5, instances: int = 20, config: str = DEFAULT_CONFIG
 ) -> dict[str, Any]:
     """Measure refinement of an image of 1024 x 2048 pixels.
 
     Args:
         repeats: Rounds; the median counts.
         instances: Masks in the image.
-        many: Masks in the image whose refinement's memory is measured.
         config: The refiner's config, with weights beside it.
 
     Returns:
@@ -64,7 +69,7 @@ def refinement_speed(
         "patches": refiner.num_patches,
         "steps": steps,
         "network": network_speed(refiner, plain, repeats),
-        "peak_memory": peak_memory(config, many) if sys.platform == "linux" else None,
+        "peak_memory": peak_memory(config) if sys.platform == "linux" else None,
     }
 
 
@@ -104,14 +109,18 @@ def time_steps(
     cv2.imwrite(str(path), image)
     rounds: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
     for number in range(-1, repeats):
-        refiner.refine(image, masks)
-        ours = dict(refiner.seconds)
+        ours: dict[str, float] = defaultdict(float)
+        with timed(ours, "all"):
+            with timed(ours, "files"):
+                picture = cv2.imread(str(path))
+            refiner.refine(picture, masks)
+        ours.update(refiner.seconds)
         theirs, _ = refine_by_files(plain, path, masks, folder, refiner.batch_size)
         if number >= 0:
-            for name, seconds in (("ours", ours), ("theirs", theirs)):
-                rounds[name].append({**seconds, "all": sum(seconds.values())})
+            rounds["ours"].append(ours)
+            rounds["theirs"].append(theirs)
     middle = {
-        name: {part: statistics.median(r[part] for r in taken) for part in (*PARTS, "all")}
+        name: {part: statistics.median(r[part] for r in taken) for part in STEPS}
         for name, taken in rounds.items()
     }
     return [
@@ -123,8 +132,16 @@ def time_steps(
             "share": round(middle["ours"][part] / middle["ours"]["all"], 4),
             "rounds": {n: [round(r[part], 5) for r in taken] for n, taken in rounds.items()},
         }
-        for part in (*PARTS, "all")
+        for part in STEPS
     ]
+
+
+@contextmanager
+def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Add the time of a block to a step's."""
+    start = time.perf_counter()
+    yield
+    seconds[step] += time.perf_counter() - start
 
 
 @torch.inference_mode()
@@ -143,26 +160,33 @@ def refine_by_files(
     Returns:
         Seconds by step, and the refined masks (N, H, W) bool.
     """
-    coarse = torch.from_numpy(masks)
-    start = time.perf_counter()
-    files, boxes, index = write_patches(image_path, coarse, folder)
-    extracted = time.perf_counter()
-    size = model.data_preprocessor.input_size
-    patches = []
-    for at in range(0, len(files), batch_size):
-        read = [read_patch(*pair, size) for pair in files[at : at + batch_size]]
-        images, inside = (torch.stack(planes) for planes in zip(*read, strict=True))
-        patches.append(run_as_trained(model, images, inside, (64, 64)))
-    ended = time.perf_counter()
-    refined = reassemble_full_size(coarse, boxes, index, torch.cat(patches))
-    seconds = (extracted - start, ended - extracted, time.perf_counter() - ended)
-    return dict(zip(PARTS, seconds, strict=True)), refined
+    seconds: dict[str, float] = defaultdict(float)
+    coarse, size = torch.from_numpy(masks), model.data_preprocessor.input_size
+    with timed(seconds, "all"):
+        files, boxes, index = write_patches(image_path, coarse, folder, seconds)
+        patches = []
+        for at in range(0, len(files), batch_size):
+            with timed(seconds, "files"):
+                read = [read_patch(*pair) for pair in files[at : at + batch_size]]
+            with timed(seconds, "extraction"):
+                images, inside = resize_patches(read, size)
+            with timed(seconds, "network"):
+                patches.append(run_as_trained(model, images, inside, (_PATCH, _PATCH)))
+        with timed(seconds, "reassembly"):
+            refined = reassemble_full_size(coarse, boxes, index, torch.cat(patches))
+    return seconds, refined
 
 
 def write_patches(
-    image_path: Path, masks: Tensor, folder: Path, size: int = 64, iou_thr: float = 0.25
+    image_path: Path, masks: Tensor, folder: Path, seconds: dict[str, float]
 ) -> tuple[list[tuple[str, str]], Tensor, Tensor]:
     """Find patches as the authors do, and write image and mask of each as PNGs.
+
+    Args:
+        image_path: The image's file, which is read for each mask.
+        masks: (N, H, W) bool.
+        folder: Where patches are written.
+        seconds: Receives the times of ``files`` and ``extraction``.
 
     Returns:
         Files of image and mask, boxes (P, 4) int64 and the mask of each (P,) int64.
@@ -170,20 +194,41 @@ def write_patches(
     files, found, index = [], [], []
     height, width = masks.shape[1:]
     for number, mask in enumerate(masks):
-        image = cv2.imread(str(image_path))
-        corners = boxes_along_boundary(mask, size, iou_thr)[:, :2].long()
-        left = corners[:, 0].clamp(0, width - size)
-        top = corners[:, 1].clamp(0, height - size)
-        boxes = torch.stack([left, top, left + size, top + size], 1)
-        plane = mask.numpy().astype(np.uint8) * 255
-        for x1, y1, x2, y2 in boxes.tolist():
-            pair = tuple(str(folder / f"{len(files)}_{kind}.png") for kind in ("image", "mask"))
-            cv2.imwrite(pair[0], image[y1:y2, x1:x2])
-            cv2.imwrite(pair[1], plane[y1:y2, x1:x2])
-            files.append(pair)
-            index.append(number)
+        with timed(seconds, "extraction"):
+            corners = boxes_along_boundary(mask, _PATCH)[:, :2].long()
+            left = corners[:, 0].clamp(0, width - _PATCH)
+            top = corners[:, 1].clamp(0, height - _PATCH)
+            boxes = torch.stack([left, top, left + _PATCH, top + _PATCH], 1)
+        with timed(seconds, "files"):
+            image = cv2.imread(str(image_path))
+            plane = mask.numpy().astype(np.uint8) * 255
+            for x1, y1, x2, y2 in boxes.tolist():
+                stem = folder / str(len(files))
+                pair = (f"{stem}_image.png", f"{stem}_mask.png")
+                cv2.imwrite(pair[0], image[y1:y2, x1:x2])
+                cv2.imwrite(pair[1], plane[y1:y2, x1:x2])
+                files.append(pair)
+                index.append(number)
         found.append(boxes)
     return files, torch.cat(found), torch.tensor(index)
+
+
+def read_patch(image_file: str, mask_file: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read a patch's files: (h, w, 3) uint8 BGR and (h, w) uint8 of 0 and 255."""
+    return cv2.imread(image_file), cv2.imread(mask_file, cv2.IMREAD_GRAYSCALE)
+
+
+def resize_patches(
+    patches: list[tuple[np.ndarray, np.ndarray]], size: int
+) -> tuple[Tensor, Tensor]:
+    """Bring patches to the network's size, one by one: (B, 3, S, S), 0 to 255, and (B, 1, S, S)."""
+    images, masks = [], []
+    for image, mask in patches:
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+        mask = cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST)
+        images.append(torch.from_numpy(image).permute(2, 0, 1).float())
+        masks.append(torch.from_numpy(mask)[None] / 255)
+    return torch.stack(images), torch.stack(masks)
 
 
 def run_as_trained(
@@ -195,14 +240,6 @@ def run_as_trained(
     for shape in (images.shape[-2:], size):
         logits = F.interpolate(logits, shape, mode="bilinear", align_corners=False)
     return logits.softmax(1)[:, FOREGROUND]
-
-
-def read_patch(image_file: str, mask_file: str, size: int) -> tuple[Tensor, Tensor]:
-    """Read a patch's files in the network's size: (3, S, S) of 0 to 255 and (1, S, S) of 0, 1."""
-    image = cv2.resize(cv2.imread(image_file), (size, size), interpolation=cv2.INTER_LINEAR)
-    mask = cv2.imread(mask_file, cv2.IMREAD_GRAYSCALE)
-    mask = cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST)
-    return torch.from_numpy(image).permute(2, 0, 1).float(), torch.from_numpy(mask)[None] / 255
 
 
 # ---- The network ----
@@ -226,7 +263,7 @@ def network_speed(
     """
     size = refiner.input_size
     images, masks = torch.rand(_BATCH, 3, size, size) * 255, torch.rand(_BATCH, 1, size, size) > 0.5
-    batch = (images, masks.float(), (64, 64))
+    batch = (images, masks.float(), (_PATCH, _PATCH))
     channels_last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
     half = refiner.with_options(amp=True)
     ways: dict[str, Callable[[], Tensor]] = {
@@ -242,7 +279,7 @@ def network_speed(
             faster(*batch)
             ways["channels-last, folded, torch.compile"] = lambda: faster(*batch)
         except Exception as error:  # whatever its compiler throws
-            errors.append({"way": "torch.compile", "error": str(error).splitlines()[0]})
+            errors.append({"way": "torch.compile", "error": repr(error).splitlines()[0]})
     times = time_in_turn(ways, repeats)
     rows = [
         {
@@ -258,7 +295,7 @@ def network_speed(
 # ---- Memory ----
 
 
-def peak_memory(config: str, instances: int) -> dict[str, Any]:
+def peak_memory(config: str, instances: int = 100) -> dict[str, Any]:
     """How much a new process holds while it refines an image with many instances (Linux).
 
     Returns:
@@ -271,10 +308,11 @@ def peak_memory(config: str, instances: int) -> dict[str, Any]:
 
 def _refine_many(config: str, instances: int) -> dict[str, Any]:
     refiner = BoundaryRefiner(config)
-    image, masks = scene(1)
-    # A first call on little data loads what has to be loaded.
-    refiner.refine(image[:256, :256], masks[:, :256, :256])
     image, masks = scene(instances)
+    # A first call on little data loads what has to be loaded.
+    little = np.zeros((1, 128, 128), bool)
+    little[0, 32:96, 32:96] = True
+    refiner.refine(image[:128, :128], little)
     before = forget_peak()
     refiner.refine(image, masks)
     return {

@@ -53,8 +53,9 @@ class BoundaryPatchDataset(BaseDataset):
         padding: Pixels around each patch.
         patches_per_image: At most; 0 for all of them.
         instances_per_image: Whose boundaries are looked at, at most; 0 for all of them.
-        even_instances: Where there are more patches than that, draw them so that instances count
-            alike, as they do in AP, and not by the length of their boundaries.
+        even_instances: Where an image has more than ``patches_per_image``, draw them so that
+            instances count alike, as they do in AP, and not by the length of their boundaries. A
+            store's patches are what they are.
         kwargs: :class:`mmengine.dataset.BaseDataset`'s. ``data_prefix=dict(img=...)`` is the
             folder of the images. In ``test_mode`` an image gives the same patches every time.
 

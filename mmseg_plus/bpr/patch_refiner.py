@@ -115,6 +115,12 @@ class BoundaryPatchRefiner(EncoderDecoder):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        if isinstance(self.decode_head, ResidualFCNHead):
+            channels = getattr(self.data_preprocessor, "channels", [])
+            if len(channels) != 4:
+                raise ValueError(
+                    "ResidualFCNHead corrects the coarse mask: set use_coarse_mask=True"
+                )
         self.to(memory_format=torch.channels_last)
 
     def extract_feat(self, inputs: Tensor) -> list[Tensor]:

@@ -42,7 +42,10 @@ class BoundaryRefinementMetric(BaseMetric):
             refined["outfile_prefix"] = f"{metric['outfile_prefix']}_refined"
         self.coarse = METRICS.build(dict(metric, prefix="coarse"))
         self.refined = METRICS.build(refined)
-        self.refiner = BoundaryRefiner(**{"device": get_device(), **(refiner or {})})
+        try:
+            self.refiner = BoundaryRefiner(**{"device": get_device(), **(refiner or {})})
+        except ValueError as error:
+            raise UserError(f"BoundaryRefinementMetric: refiner: {error}") from error
 
     @property
     def dataset_meta(self) -> dict | None:
@@ -68,7 +71,7 @@ class BoundaryRefinementMetric(BaseMetric):
         masks = predictions["masks"]
         coarse = masks.detach().cpu().numpy() if torch.is_tensor(masks) else np.asarray(masks)
         height, width = sample["ori_shape"][:2]
-        image = read_picture(sample.get("img_id"), sample["img_path"], height, width)
+        image = read_picture(sample.get("img_id", ""), sample["img_path"], height, width)
         refined = torch.from_numpy(self.refiner.refine(image, coarse.astype(bool)))
         # The detector's own sample stays as it is.
         sample, predictions = copy(sample), copy(predictions)

@@ -4,6 +4,7 @@ Shape legend: N masks of an image of H x W pixels, P patches, S the side of the 
 """
 
 import copy
+import math
 import os
 import pickle
 import time
@@ -101,14 +102,14 @@ class BoundaryRefiner:
             patch_size=patch_size, iou_thr=iou_thr, scheme=scheme, max_patches=max_patches
         )
         if caution is None:
-            caution = self.model.test_cfg.get("caution", 0.0)
-        if caution < 0:
-            raise ValueError(f"caution must be at least 0, got {caution:g}")
+            caution = (self.model.test_cfg or {}).get("caution", 0.0)
+        if not 0 <= caution < math.inf:
+            raise ValueError(f"caution must be a number of at least 0, got {caution:g}")
         self.batch_size, self.padding, self.amp = batch_size, padding, amp
         self.caution = caution
 
     def with_options(self, **options: Any) -> "BoundaryRefiner":
-        """The same network, with other ways of choosing patches.
+        """The same network, with other options.
 
         Args:
             options: ``patch_size``, ``iou_thr``, ``scheme``, ``padding``, ``max_patches``,

@@ -27,8 +27,9 @@ class ResidualFCNHead(FCNHead):
     for the background, where m in {-1, 1} is the coarse mask and w a learnt weight. FCNHead's last
     convolution starts near zero, so that an untrained network returns the coarse mask.
 
-    Arguments are FCNHead's. The last of the head's inputs must be the network's own, (B, C, S, S),
-    with the coarse mask as its fourth channel, as :class:`BoundaryPatchRefiner` hands it on.
+    Arguments are FCNHead's; ``in_index`` must name the features. The last of the head's inputs must
+    be the network's own, (B, C, S, S), with the coarse mask as its fourth channel, as
+    :class:`BoundaryPatchRefiner` hands it on.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -39,8 +40,6 @@ class ResidualFCNHead(FCNHead):
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Logits (B, 2, S, S) of features and the network's input."""
         mask = self.coarse_weight * inputs[-1][:, _MASK]
-        if not mask.shape[1]:
-            raise ValueError("ResidualFCNHead corrects the coarse mask: set use_coarse_mask=True")
         logits = super().forward(inputs)
         logits = resize(logits, mask.shape[-2:], mode="bilinear", align_corners=self.align_corners)
         return logits + torch.cat([-mask, mask], dim=1)

@@ -1,5 +1,7 @@
 """Numbers on the command line, for argparse's ``type``; their names stand in its errors."""
 
+import math
+
 
 def count(text: str) -> int:
     """A whole number of at least 1."""
@@ -13,6 +15,14 @@ def whole(text: str) -> int:
     """A whole number of at least 0."""
     number = int(text)
     if number < 0:
+        raise ValueError
+    return number
+
+
+def amount(text: str) -> float:
+    """A finite number of at least 0."""
+    number = float(text)
+    if not 0 <= number < math.inf:
         raise ValueError
     return number
 

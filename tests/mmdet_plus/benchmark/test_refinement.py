@@ -111,7 +111,8 @@ def test_one_option_at_a_time():
         dict(scheme="grid", iou_thr=0.25),
     ]
     names = [row_name(dict(row, padding=5, max_patches=9)) for row in rows]
-    assert row_name(dict(amp=True, caution=0.0)) == "dense 64 iou 0.25 caution 0 half precision"
+    assert row_name(dict(amp=True, caution=0.5)) == "dense 64 iou 0.25 caution 0.5 half precision"
+    assert row_name(dict(caution=0.0)) == "dense 64 iou 0.25"
     assert names[0] == "dense 64 iou 0.25 padding 5 at most 9" and len(set(names)) == 3
 
 
@@ -126,6 +127,8 @@ def test_variations_are_read():
 
 def test_files_or_degraded_truth(root, monkeypatch):
     class Fake(Shifts):
+        caution = 0.0
+
         def __init__(self, config, checkpoint, device):
             super().__init__(-4)
 

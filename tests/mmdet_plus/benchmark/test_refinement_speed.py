@@ -30,9 +30,10 @@ def test_both_ways_refine_the_same_masks(networks, tmp_path):
     image[masks.any(axis=0)] = 255 - image[masks.any(axis=0)] // 4
     masks = np.roll(masks, 3, axis=2)
     rows = speed.time_steps(refiner, plain, image, masks, repeats=1, folder=tmp_path)
-    assert [row["step"] for row in rows] == [*PARTS, "all"]
+    assert [row["step"] for row in rows] == ["files", *PARTS, "all"]
     assert all(row["seconds"] > 0 and row["authors_seconds"] > 0 for row in rows)
-    assert sum(row["share"] for row in rows[:3]) == pytest.approx(1, abs=1e-3)
+    # All is measured by itself, and contains what lies between the steps.
+    assert 0.7 < sum(row["share"] for row in rows[:-1]) <= 1.001 and rows[-1]["share"] == 1
     written = len(list(tmp_path.glob("*_mask.png")))
     assert written == len(list(tmp_path.glob("*_image.png"))) > 2
     # They keep other patches of those that overlap; the refined masks are nearly the same.
@@ -70,7 +71,8 @@ def test_an_error_of_the_compiler_is_told(networks, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", broken)
     rows = speed.network_speed(*networks, repeats=1)
-    assert rows[-1] == dict(way="torch.compile", error="no compiler") and len(rows) == 5
+    assert len(rows) == 5 and rows[-1]["way"] == "torch.compile"
+    assert rows[-1]["error"].startswith("RuntimeError('no compiler")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's account of memory")

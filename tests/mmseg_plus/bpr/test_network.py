@@ -256,4 +256,4 @@ def test_residual_head_corrects_the_mask_by_the_features():
 
 def test_residual_head_needs_a_coarse_mask():
     with pytest.raises(ValueError, match="use_coarse_mask"):
-        residual_head()([torch.randn(2, 4, 8, 8), torch.randn(2, 3, 32, 32)])
+        build(TINY, use_coarse_mask=False)
