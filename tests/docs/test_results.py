@@ -5,6 +5,7 @@ import re
 
 from mmdet_plus.benchmark.ops import markdown
 from mmdet_plus.benchmark.refinement import markdown as refinement_table
+from mmdet_plus.benchmark.refinement_speed import markdown as speed_table
 from mmdet_plus.engine.comparison import summarise
 from mmdet_plus.engine.demo import METRICS
 
@@ -92,10 +93,64 @@ def test_the_page_says_where_refinement_helps(repo_root):
     for name, helps in (
         ("shapes_mask-rcnn", True),
         ("nuclei_mask-rcnn", True),
+        ("coco-tiny_all-kinds", True),
         ("coco-tiny_mask-head", False),
-        ("coco-tiny_all-kinds", False),
     ):
-        record = json.loads((repo_root / f"docs/results/bpr/{name}.json").read_text())
-        first = next(iter(record["refined"].values()))
+        refined = read(repo_root, f"bpr/{name}.json")["refined"]
+        first = next(iter(refined.values()))
         # Where this changes, the page's words and docs/bpr.md change with it.
         assert (first["gain"]["boundary_mAP"] > 0) == helps, name
+        if name.startswith("coco"):
+            (careful,) = (row for row in refined if row.endswith("caution 0.4"))
+            assert refined[careful]["gain"]["boundary_mAP"] > 0
+            assert first["gain"]["boundary_mAP_s"] < 0 < first["gain"]["boundary_mAP_l"]
+
+
+def read(root, name):
+    return json.loads((root / "docs/results" / name).read_text())
+
+
+def change(record, key):
+    """A figure of a record's first row with its gain, in percent."""
+    row = next(iter(record["refined"].values()))
+    return f"{100 * row['figures'][key]:.1f} ({100 * row['gain'][key]:+.1f})"
+
+
+def test_sizes_of_the_input_are_those_of_their_records(repo_root):
+    page = (repo_root / "docs/results/bpr.md").read_text()
+    records = {
+        path.stem: path for path in (repo_root / "docs/results/bpr/input_size").glob("*.json")
+    }
+    assert {"32", "64"} <= set(records)
+    same = repo_root / "docs/results/bpr/transfer/mask-rcnn-to-mask-rcnn.json"
+    for size, path in {**records, "128": same}.items():
+        record = json.loads(path.read_text())
+        row = next(iter(record["refined"].values()))
+        cells = [size, *(change(record, key) for key in ("segm_mAP", "boundary_mAP", "AF"))]
+        cells.append(f"{1e3 * row['seconds']['network'] / row['patches']:.1f}")
+        assert f"| {' | '.join(cells)} |" in page and record["command"] in page
+
+
+def test_transfer_is_that_of_its_records(repo_root):
+    page = (repo_root / "docs/results/bpr.md").read_text()
+    sources = {
+        "mask-rcnn": "Mask R-CNN's masks",
+        "mr-rcnn": "MR R-CNN's masks",
+        "degraded": "degraded ground truth",
+    }
+    for source, name in sources.items():
+        cells = [name]
+        for target in ("mask-rcnn", "mr-rcnn"):
+            record = read(repo_root, f"bpr/transfer/{source}-to-{target}.json")
+            assert record["command"] in page
+            cells += [change(record, "boundary_mAP"), change(record, "AF")]
+        assert f"| {' | '.join(cells)} |" in page
+
+
+def test_speed_of_refinement_is_that_of_its_record(repo_root):
+    record = read(repo_root, "bpr/speed/pipeline.json")
+    page = (repo_root / "docs/results/bpr.md").read_text()
+    assert speed_table(record["refinement"]) in page and record["command"] in page
+    steps = {row["step"]: row["share"] for row in record["refinement"]["steps"]}
+    # The project's own bar: what is not the network's takes less than a twentieth.
+    assert steps["extraction"] + steps["reassembly"] < 0.05
