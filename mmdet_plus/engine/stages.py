@@ -113,7 +113,8 @@ def read_scalars(work_dir: Path) -> tuple[list[dict], list[dict]]:
     """
     training: dict[int, dict] = {}
     validation: list[dict] = []
-    for path in sorted(work_dir.glob("*/vis_data/*.json")):
+    # Beside it lies the same once more, under the name of the time.
+    for path in sorted(work_dir.glob("*/vis_data/scalars.json")):
         for line in path.read_text().splitlines():
             if not line.startswith("{"):
                 continue

@@ -147,7 +147,8 @@ def test_parts_of_a_resumed_run_are_one_log(tmp_path):
         folder = tmp_path / name / "vis_data"
         folder.mkdir(parents=True)
         text = "\n".join(json.dumps(line) for line in lines)
-        (folder / "scalars.json").write_text(text + '\n{"loss": 1.')
+        for file in ("scalars", name):  # as mmengine writes it, twice
+            (folder / f"{file}.json").write_text(text + '\n{"loss": 1.')
     training, validation = read_scalars(tmp_path)
     assert [entry["loss"] for entry in training] == [3.0, 2.0]
     assert validation == [{"m/x": 1.0, "step": 2}]
