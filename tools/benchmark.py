@@ -26,14 +26,24 @@ def parse_args() -> argparse.Namespace:
     pipeline.add_argument("--images", type=count, default=1000, help="images to draw (1000)")
     pipeline.add_argument("--repeats", type=count, default=5, help="rounds of refining (5)")
     pipeline.add_argument("--instances", type=count, default=20, help="masks to refine (20)")
-    for kind in (ops, pipeline):
+    model = kinds.add_parser("model", help="whole models beside Mask R-CNN, images in, masks out")
+    model.add_argument(
+        "--models", nargs="+", metavar="CONFIG", help="configs; the first is the baseline"
+    )
+    model.add_argument(
+        "--size", nargs=2, type=count, default=(800, 1216), metavar=("H", "W"), help="(800 1216)"
+    )
+    model.add_argument("--repeats", type=count, default=3, help="rounds (3)")
+    model.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    for kind in (ops, pipeline, model):
         kind.add_argument("--out", metavar="FILE.json", help="write the record there")
     return parser.parse_args()
 
 
 def main() -> int:
     args = parse_args()
-    return run_command(lambda: {"ops": run_ops, "pipeline": run_pipeline}[args.kind](args))
+    kinds = {"ops": run_ops, "pipeline": run_pipeline, "model": run_model}
+    return run_command(lambda: kinds[args.kind](args))
 
 
 def run_ops(args: argparse.Namespace) -> None:
@@ -58,6 +68,16 @@ def run_pipeline(args: argparse.Namespace) -> None:
     if args.only != "shapes":
         record["refinement"] = refinement_speed(args.repeats, args.instances)
         print(markdown(record["refinement"]))
+    report(record, args.out)
+
+
+def run_model(args: argparse.Namespace) -> None:
+    """Measure whole models."""
+    from mmdet_plus.benchmark.models import MODELS_COMPARED, markdown, model_speed
+
+    models = args.models or MODELS_COMPARED
+    record = model_speed(models, tuple(args.size), args.repeats, args.device)
+    print(markdown(record))
     report(record, args.out)
 
 
