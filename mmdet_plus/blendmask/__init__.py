@@ -1,6 +1,7 @@
 """BlendMask: Top-Down Meets Bottom-Up for Instance Segmentation (Chen et al., CVPR 2020)."""
 
 from .blender import Blender
+from .blending_hook import BlendingVisualizationHook
 from .blendmask import BlendMask
 from .blendmask_head import BlendMaskHead
 from .instance_crop import InstanceCrop
@@ -12,6 +13,7 @@ __all__ = [
     "BlendMask",
     "BlendMaskHead",
     "Blender",
+    "BlendingVisualizationHook",
     "InstanceCrop",
     "IntervalResNet",
     "ProtoNet",
