@@ -38,7 +38,7 @@ def own(tmp_path, repo_root):
         content = dict(images=images, annotations=annotations, categories=categories)
         (tmp_path / f"{split}.json").write_text(json.dumps(content))
     text = (repo_root / "docs/blendmask.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (code,) = re.findall(r"```python\n(_base_.*?)```", text, re.DOTALL)
     base = repo_root / "configs/blendmask/blendmask_r50-caffe_fpn_1x_coco.py"
     assert f'"./{base.name}"' in code
     code = code.replace(f"./{base.name}", base.as_posix()).replace("path/to", tmp_path.as_posix())
