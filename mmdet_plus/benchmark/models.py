@@ -56,7 +56,7 @@ def model_speed(
     rows = []
     for name, entry in times.items():
         row = {
-            "model": name.removeprefix("mmdet::").rpartition("/")[2].removesuffix(".py"),
+            "model": short_name(name),
             "seconds": round(entry["median"], 4),
             "images_per_second": round(1 / entry["median"], 3),
             "times_faster": round(first / entry["median"], 2),
@@ -67,6 +67,12 @@ def model_speed(
             row["blending_share"] = round(blending_seconds(calls[name]) / entry["median"], 4)
         rows.append(row)
     return {"environment": environment(), "size": list(size), "device": device, "rows": rows}
+
+
+def short_name(name: str) -> str:
+    """A config's name without its folder and ending; ``mmdet/`` before it if it is mmdet's."""
+    scope, _, path = name.rpartition("::")
+    return (f"{scope}/" if scope else "") + path.rpartition("/")[2].removesuffix(".py")
 
 
 def build(name: str) -> nn.Module:

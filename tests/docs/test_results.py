@@ -3,6 +3,7 @@
 import json
 import re
 
+from mmdet_plus.benchmark.models import markdown as model_table
 from mmdet_plus.benchmark.ops import markdown
 from mmdet_plus.benchmark.refinement import markdown as refinement_table
 from mmdet_plus.benchmark.refinement_speed import markdown as speed_table
@@ -145,6 +146,12 @@ def test_transfer_is_that_of_its_records(repo_root):
             assert record["command"] in page
             cells += [change(record, "boundary_mAP"), change(record, "AF")]
         assert f"| {' | '.join(cells)} |" in page
+
+
+def test_speed_of_models_is_that_of_its_record(repo_root):
+    record = read(repo_root, "blendmask/speed.json")
+    page = (repo_root / "docs/results/blendmask.md").read_text()
+    assert model_table(record) in page and record["command"] in page
 
 
 def test_speed_of_refinement_is_that_of_its_record(repo_root):

@@ -57,6 +57,11 @@ def test_two_stage_proposals_have_few_likely_classes():
     assert 0.3 < likely[0] < 5
 
 
+def test_names_tell_whose_config_it_is():
+    assert models.short_name(models.BASELINE) == "mmdet/mask-rcnn_r50-caffe_fpn_1x_coco"
+    assert models.short_name("configs/shapes/a_b.py") == "a_b" == models.short_name("a_b")
+
+
 def test_table(record):
     table = models.markdown(record)
     assert table.count("\n") == 4 and "| blendmask_r18_shapes |" in table
