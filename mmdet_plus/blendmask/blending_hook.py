@@ -27,16 +27,18 @@ class Blending(NamedTuple):
     """What one image's masks were made of.
 
     Attributes:
-        bases: (B, H, W), of a quarter of the image's sides, padding included.
+        bases: (B, H, W), padding included.
         boxes: (K, 4) in pixels of the network's input.
         attention: (K, B, M, M) logits.
         masks: (K, R, R) logits.
+        stride: Of the bases, in pixels.
     """
 
     bases: Tensor
     boxes: Tensor
     attention: Tensor
     masks: Tensor
+    stride: int = 4
 
 
 @HOOKS.register_module()
@@ -117,11 +119,14 @@ class BlendingVisualizationHook(Hook):
     def _see_bases(self, module: nn.Module, inputs: tuple, bases: Tensor) -> None:
         self._seen["bases"] = bases[0]
 
-    def _see_masks(self, module: nn.Module, inputs: tuple, kwargs: dict, outputs: tuple) -> None:
+    def _see_masks(self, module: Blender, inputs: tuple, kwargs: dict, outputs: tuple) -> None:
         infos: list[InstanceData] = kwargs.get("positive_infos") or inputs[1]
         first = infos[0]
         self._seen.update(
-            boxes=first.bboxes, attention=first.attention, masks=outputs[0][: len(first)]
+            boxes=first.bboxes,
+            attention=first.attention,
+            masks=outputs[0][: len(first)],
+            stride=module.stride,
         )
 
 
@@ -150,8 +155,10 @@ def draw_blending(image: np.ndarray, blending: Blending, max_instances: int = 6)
     """
     height, width = image.shape[:2]
     bases = blending.bases.float()
-    bases = F.interpolate(bases[None], scale_factor=4, mode="bilinear", align_corners=False)[0]
-    bases = bases[:, :height, :width].cpu().numpy()
+    bases = F.interpolate(
+        bases[None], scale_factor=blending.stride, mode="bilinear", align_corners=False
+    )
+    bases = bases[0, :, :height, :width].cpu().numpy()
     low, high = bases.min(axis=(1, 2), keepdims=True), bases.max(axis=(1, 2), keepdims=True)
     maps = (bases - low) / np.maximum(high - low, 1e-6)
     count = len(maps)

@@ -116,8 +116,13 @@ class BoundaryRefiner:
                 ``batch_size``, ``amp`` or ``caution``; what is not given stays.
         """
         other = copy.copy(self)
-        now = dict(self.extraction, batch_size=self.batch_size, padding=self.padding)
-        now.update(amp=self.amp, caution=self.caution)
+        now = dict(
+            self.extraction,
+            batch_size=self.batch_size,
+            padding=self.padding,
+            amp=self.amp,
+            caution=self.caution,
+        )
         other._choose(**{**now, **options})
         other.seconds = dict.fromkeys(PARTS, 0.0)
         return other
