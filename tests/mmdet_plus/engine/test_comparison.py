@@ -152,3 +152,13 @@ def test_one_seed_has_no_spread():
     summary = summarise([dict(config="a", seed=4, metrics={"coco/bbox_mAP": 0.3})])
     assert summary["a"]["coco/bbox_mAP"] == {"values": {"4": 0.3}, "mean": 0.3, "std": 0.0}
     assert "| a | 0.300 |" in markdown_table(summary, ["a"], ["coco/bbox_mAP"])
+
+
+def test_a_digest_is_of_settings_not_of_what_is_imported(tmp_path):
+    config = tmp_path / "c.py"
+    config.write_text("a = 1\ncustom_imports = dict(imports=['json'])\n")
+    digest = config_digest(config)
+    config.write_text("a = 1\ncustom_imports = dict(imports=['json', 'csv'])\n")
+    assert config_digest(config) == digest
+    config.write_text("a = 2\ncustom_imports = dict(imports=['json'])\n")
+    assert config_digest(config) != digest
