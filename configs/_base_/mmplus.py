@@ -2,9 +2,11 @@
 custom_imports = dict(
     imports=[
         "mmdet_plus.blendmask",
+        "mmdet_plus.combined",
         "mmdet_plus.datasets",
         "mmdet_plus.engine",
         "mmdet_plus.evaluation",
+        "mmdet_plus.maskplus",
         "mmdet_plus.mr_rcnn",
     ],
     allow_failed_imports=False,

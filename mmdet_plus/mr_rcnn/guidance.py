@@ -55,7 +55,12 @@ def conv_features(mask_head: FCNMaskHead, mask_feats: Tensor) -> Tensor:
 
 
 def mask_logits(mask_head: FCNMaskHead, features: Tensor) -> Tensor:
-    """The rest of the mask head: its logits (K, C, M, M) from its :func:`conv_features`."""
+    """The rest of the mask head: its logits (K, C, M, M) from its :func:`conv_features`.
+
+    A head that does more there than ``FCNMaskHead`` says what, as a method ``predict_logits``.
+    """
+    if hasattr(mask_head, "predict_logits"):
+        return mask_head.predict_logits(features)
     if mask_head.upsample is not None:
         features = mask_head.upsample(features)
         if mask_head.upsample_method == "deconv":

@@ -124,10 +124,13 @@ class MaskRefiningRoIHead(StandardRoIHead):
 
     def _check_heads(self) -> None:
         """Raise for heads that the module could be built on, but would read wrongly."""
-        if getattr(type(self.mask_head), "forward", None) is not FCNMaskHead.forward:
+        kind = type(self.mask_head)
+        plain = getattr(kind, "forward", None) is FCNMaskHead.forward
+        if not plain and not hasattr(kind, "predict_logits"):
             raise ValueError(
                 "F^- is read between the convolutions and the upsampling of FCNMaskHead: mask_head "
-                f"must run as that does, {type(self.mask_head).__name__} does not"
+                "must run as that does, or have a method predict_logits for what follows the "
+                f"convolutions; {kind.__name__} does neither"
             )
         for head in (self.bbox_head, self.refining_bbox_head):
             if head.custom_cls_channels:

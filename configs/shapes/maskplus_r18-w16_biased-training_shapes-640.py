@@ -1,0 +1,3 @@
+_base_ = "./mask-rcnn_r18-w16_shapes-640.py"
+
+custom_hooks = [dict(type="BiasedTrainingHook")]

@@ -1,0 +1,3 @@
+_base_ = "./mask-rcnn_r18-w16_shapes-640.py"
+
+model = dict(roi_head=dict(type="MaskPlusRoIHead", contextual_fusion=[180, 128, 128, 64]))

@@ -1,0 +1,3 @@
+_base_ = "./mask-rcnn_r18-w16_shapes-640.py"
+
+model = dict(roi_head=dict(type="MaskPlusRoIHead", quasi_multitask=0.5))
