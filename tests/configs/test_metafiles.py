@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 METAFILES = sorted(ROOT.glob("configs/*/metafile.yml"))
-PAPERS = {"blendmask", "bpr", "mr_rcnn"}  # families that carry the figures of a paper
+PAPERS = {"blendmask", "bpr", "maskplus", "mr_rcnn"}  # families that carry the figures of a paper
 METRICS = [f"{part} AP{iou}" for part in ("box", "mask") for iou in ("", "@0.5", "@0.75")]
 REFINERS = {
     "RefineHRNet": "HRNetV2",
@@ -140,9 +140,20 @@ def test_architecture_is_the_config_s(metafile):
             assert model["Metadata"]["Backbone"].startswith(f"ResNet-{cfg.backbone.depth}")
             continue
         head = cfg.roi_head
-        refining = head.type == "MaskRefiningRoIHead"
+        refining = head.type in ("MaskRefiningRoIHead", "MaskPlusMaskRefiningRoIHead")
         assert ("Mask Refining" in parts) == refining
         assert ("Shape-aware RoIAlign" in parts) == (refining and head.shape_aware)
+        refinement = head.get("boundary_refinement")
+        assert ("Contextual Fusion" in parts) == bool(head.get("contextual_fusion"))
+        assert ("Deconvolutional Pyramid" in parts) == bool(head.get("deconv_pyramid"))
+        assert ("Boundary Refinement" in parts) == (refinement == "improved")
+        assert ("GCN Refinement" in parts) == (refinement == "gcn")
+        assert ("Quasi-multitask Learning" in parts) == bool(head.get("quasi_multitask"))
+        assert ("Cascade" in parts) == (cfg.type == "CascadeRCNN")
+        hooks = config(model["Config"]).get("custom_hooks", [])
+        biased = any(hook["type"] == "BiasedTrainingHook" for hook in hooks)
+        techniques = model["Metadata"].get("Training Techniques", [])
+        assert ("Biased Training" in techniques) == biased
 
 
 def test_no_figure_stands_for_another_training_without_a_note(mr_rcnn):
@@ -346,3 +357,85 @@ def test_readme_of_bpr_has_each_config_and_table_s1(bpr):
         assert bpr[name]["Metadata"]["Baseline"].endswith(
             "mask AP {}, mask AP@0.5 {}, mask AF {}".format(*baseline)
         )
+
+
+@pytest.fixture(scope="module")
+def maskplus() -> dict[str, dict]:
+    data = read(ROOT / "configs/maskplus/metafile.yml")
+    return {model["Name"]: model for model in data["Models"]}
+
+
+MASKPLUS_METRICS = ("AP", "AP@0.5", "AP@0.75", "AP_S", "AP_M", "AP_L")
+# The paper's rows, in the order of its tables; None is a row of another model.
+MASKPLUS_TABLES = {
+    1: (
+        "mask-rcnn_r50_fpn",
+        "maskplus_r50_fpn_contextual-fusion-256-256",
+        "maskplus_r50_fpn_contextual-fusion-256-256-256",
+        "maskplus_r50_fpn_contextual-fusion",
+    ),
+    2: ("mask-rcnn_r50_fpn", "maskplus_r50_fpn_deconv-pyramid"),
+    3: (
+        "mask-rcnn_r50_fpn",
+        "maskplus_r50_fpn_gcn-refinement",
+        "maskplus_r50_fpn_boundary-refinement",
+    ),
+    5: ("mask-rcnn_r50_fpn", "maskplus_r50_fpn_biased-training"),
+    6: ("mask-rcnn_r50_fpn", "maskplus_r50_fpn_biased-training"),
+    7: (None, None, "mask-rcnn_r101_fpn", None, None, None, None, "maskplus_r101_fpn", "540k"),
+}
+
+
+def maskplus_rows(paper: str, number: int) -> list[list[float | None]]:
+    """The last six cells of each row of a table, None for a dash."""
+    above = paper[: paper.index(f"\nTable {number}.")].rstrip().splitlines()
+    rows = []
+    while "\t" in above[-1] or not above[-1].strip():
+        cells = above.pop().split("\t")[-6:]
+        if all(re.fullmatch(r"[\d.]+|-", cell.strip()) for cell in cells):
+            rows.append([None if cell.strip() == "-" else float(cell) for cell in cells])
+    return rows[::-1]
+
+
+@pytest.mark.parametrize("number", MASKPLUS_TABLES)
+def test_tables_of_maskplus(maskplus, number):
+    path = ROOT.parent / "shared/papers/maskplus.txt"
+    if not path.is_file():
+        pytest.skip("needs ../shared/papers beside the repository")
+    rows = maskplus_rows(path.read_text(), number)
+    assert len(rows) == len(MASKPLUS_TABLES[number])
+    split = "COCO test-dev2017" if number == 7 else "COCO val2017"
+    part = "box" if number == 5 else "mask"
+    for stem, cells in zip(MASKPLUS_TABLES[number], rows, strict=True):
+        if stem is None:
+            continue
+        name = "cascade-maskplus_r101_fpn_540k_coco" if stem == "540k" else f"{stem}_360k_coco"
+        assert str(number) in re.findall(r"\d", _spelt(maskplus[name])), name
+        figures = figures_of(maskplus[name])
+        assert [figures[f"{split} {part} {metric}"] for metric in MASKPLUS_METRICS] == cells, name
+
+
+def _spelt(model: dict) -> str:
+    """Table numbers with ranges written out."""
+    return model["Metadata"]["Paper Tables"].replace("1 to 6", "1 2 3 4 5 6")
+
+
+def test_readme_of_maskplus_has_the_metafile_s_figures(maskplus):
+    text = (ROOT / "configs/maskplus/README.md").read_text()
+    found = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        link = re.fullmatch(r"\[config\]\((.+)\.py\)", cells[-1])
+        if link:
+            found.setdefault(link[1], []).append(tuple(cells[1:-1]))
+    assert found.keys() == maskplus.keys()
+    for name, model in maskplus.items():
+        wanted = [tuple(str(v) for v in r["Metrics"].values()) for r in model.get("Results", [])]
+        assert sorted(found[name]) == sorted(wanted or [()]), name
+
+
+def test_maskplus_says_what_is_not_in_the_paper(maskplus):
+    for model in maskplus.values():
+        absent = model["Metadata"]["Paper Tables"] == "none"
+        assert absent == (not figures_of(model))
+        assert absent == ("ot in the paper" in model["Metadata"].get("Note", ""))
