@@ -14,6 +14,8 @@ from mmdet_plus.engine.errors import UserError
 from mmseg_plus.common.compat import load_from_local, use_safe_checkpoint_loading
 from mmseg_plus.common.files import write_file
 
+# Parts that training alone uses: MaskPlus's quasi-multitask branch.
+_TRAINING_ONLY = ("quasi_branch",)
 _KEPT_META = ("dataset_meta", "epoch", "iter", "mmengine_version", "seed")
 
 
@@ -21,7 +23,8 @@ def published(checkpoint: Mapping[str, Any], half: bool = False) -> dict[str, An
     """Keep of a checkpoint what its users need.
 
     The optimiser, the history of the losses and the config's text, which tells paths of the
-    machine, are left out; classes, seed and length of the training stay.
+    machine, are left out, and so are the weights of parts that no test runs; classes, seed and
+    length of the training stay.
 
     Args:
         checkpoint: As mmengine writes it: ``state_dict`` and ``meta``.
@@ -44,6 +47,7 @@ def published(checkpoint: Mapping[str, Any], half: bool = False) -> dict[str, An
         "state_dict": {
             name: (_halved(name, value) if half else value).detach().cpu().clone()
             for name, value in weights.items()
+            if not set(name.split(".")) & set(_TRAINING_ONLY)
         },
     }
 

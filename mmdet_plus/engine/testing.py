@@ -79,6 +79,7 @@ def prepare_test_cfg(
     require_checkpoint(checkpoint)
     set_work_dir(cfg, work_dir)
     cfg.load_from, cfg.resume = checkpoint, False
+    _leave_out_scaffolding(cfg.model)
     if show or show_dir:
         _draw(cfg, show, show_dir, wait_time)
     if refine is not None:
@@ -114,6 +115,13 @@ def test(cfg: Config, out: str | None = None) -> dict:
 
 # pytest takes imported functions of this name for tests of its own.
 test.__test__ = False
+
+
+def _leave_out_scaffolding(model: dict) -> None:
+    """Build no part that only training runs: MaskPlus's quasi-multitask branch."""
+    roi_head = model.get("roi_head") or {}
+    if roi_head.get("quasi_multitask"):
+        roi_head["quasi_multitask"] = None
 
 
 def _draw(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
