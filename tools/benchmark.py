@@ -1,4 +1,4 @@
-"""Measure speed; the record is JSON, the figures are comparable within one run alone."""
+"""Measure speed and size; the record is JSON, times are comparable within one run alone."""
 
 import argparse
 import json
@@ -35,14 +35,26 @@ def parse_args() -> argparse.Namespace:
     )
     model.add_argument("--repeats", type=count, default=3, help="rounds (3)")
     model.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    for kind in (ops, pipeline, model):
+    complexity = kinds.add_parser(
+        "complexity", help="parameters and FLOPs of mask branches beside Mask R-CNN's"
+    )
+    complexity.add_argument(
+        "--models", nargs="+", metavar="CONFIG", help="two-stage configs; the first is the baseline"
+    )
+    complexity.add_argument("--rois", type=count, default=100, help="RoIs with a mask (100)")
+    for kind in (ops, pipeline, model, complexity):
         kind.add_argument("--out", metavar="FILE.json", help="write the record there")
     return parser.parse_args()
 
 
 def main() -> int:
     args = parse_args()
-    kinds = {"ops": run_ops, "pipeline": run_pipeline, "model": run_model}
+    kinds = {
+        "ops": run_ops,
+        "pipeline": run_pipeline,
+        "model": run_model,
+        "complexity": run_complexity,
+    }
     return run_command(lambda: kinds[args.kind](args))
 
 
@@ -77,6 +89,15 @@ def run_model(args: argparse.Namespace) -> None:
 
     models = args.models or MODELS_COMPARED
     record = model_speed(models, tuple(args.size), args.repeats, args.device)
+    print(markdown(record))
+    report(record, args.out)
+
+
+def run_complexity(args: argparse.Namespace) -> None:
+    """Count parameters and FLOPs."""
+    from mmdet_plus.benchmark.complexity import MODELS_COMPARED, complexity, markdown
+
+    record = complexity(args.models or MODELS_COMPARED, rois=args.rois)
     print(markdown(record))
     report(record, args.out)
 
