@@ -4,7 +4,7 @@ Shape letters: K RoIs, C channels of the logits (classes), M x M mask.
 """
 
 import torch
-from mmengine.model import BaseModule, kaiming_init
+from mmengine.model import BaseModule, constant_init, kaiming_init
 from torch import Tensor, nn
 
 
@@ -51,14 +51,15 @@ class ImprovedBoundaryRefinement(BaseModule):
             DenseModule(channels + i * DenseModule.growth) for i in range(num_modules)
         )
         self.residual = nn.Conv2d(channels + num_modules * DenseModule.growth, channels, 1)
+        # Here too, for models that load weights without init_weights.
+        constant_init(self.residual, 0)
 
     def init_weights(self) -> None:
         super().init_weights()
         for layer in self.dense_modules.modules():
             if isinstance(layer, nn.Conv2d):
                 kaiming_init(layer)
-        nn.init.zeros_(self.residual.weight)
-        nn.init.zeros_(self.residual.bias)
+        constant_init(self.residual, 0)
 
     def forward(self, logits: Tensor) -> Tensor:
         """(K, C, M, M) -> (K, C, M, M)."""
@@ -82,13 +83,13 @@ class GCNBoundaryRefinement(BaseModule):
             nn.ReLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
+        # Nothing changes before training (ours).
+        constant_init(self.convs[-1], 0)
 
     def init_weights(self) -> None:
         super().init_weights()
         kaiming_init(self.convs[0])
-        # Nothing changes before training (ours).
-        nn.init.zeros_(self.convs[-1].weight)
-        nn.init.zeros_(self.convs[-1].bias)
+        constant_init(self.convs[-1], 0)
 
     def forward(self, logits: Tensor) -> Tensor:
         """(K, C, M, M) -> (K, C, M, M)."""

@@ -9,7 +9,7 @@ import torch
 from mmcv.cnn import ConvModule
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.registry import MODELS
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, constant_init
 from torch import Tensor, nn
 
 # The best row of Table 1.
@@ -51,11 +51,11 @@ class ContextualFusion(BaseModule):
                 for i, channels in enumerate(filters)
             )
         )
+        constant_init(self.convs[-1].conv, 0)
 
     def init_weights(self) -> None:
         super().init_weights()
-        nn.init.zeros_(self.convs[-1].conv.weight)
-        nn.init.zeros_(self.convs[-1].conv.bias)
+        constant_init(self.convs[-1].conv, 0)
 
     def forward(self, roi_feats: Tensor, image_feats: Tensor, images: Tensor) -> Tensor:
         """Add to each RoI's features what the convolutions make of its image.

@@ -1,6 +1,6 @@
 """Deconvolutional pyramid module (section 3.2, Figure 3)."""
 
-from mmengine.model import BaseModule, kaiming_init
+from mmengine.model import BaseModule, constant_init, kaiming_init
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
@@ -21,12 +21,13 @@ class DeconvPyramid(BaseModule):
         super().__init__()
         self.up = nn.ModuleList(nn.ConvTranspose2d(channels, channels, 2, 2) for _ in range(2))
         self.down = nn.ModuleList(nn.Conv2d(channels, channels, 3, 2, 1) for _ in range(2))
+        constant_init(self.down[-1], 0)
 
     def init_weights(self) -> None:
         super().init_weights()
         for layer in (*self.up, *self.down):
             kaiming_init(layer)
-        nn.init.zeros_(self.down[-1].weight)
+        constant_init(self.down[-1], 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(K, C, S, S) -> (K, C, S, S), S even."""

@@ -34,7 +34,8 @@ class MaskPlusMixin:
         kwargs: Those of the RoI head.
 
     Raises:
-        ValueError: The mask head or its extractor is of another kind.
+        ValueError: The mask head or its extractor is of another kind, or fusion is on and boxes
+            are pooled from more levels than masks.
     """
 
     def __init__(
@@ -67,6 +68,15 @@ class MaskPlusMixin:
                 {"contextual_fusion": filters},
             )
         super().__init__(mask_head=mask_head, mask_roi_extractor=mask_roi_extractor, **kwargs)
+        masks = _first(self.mask_roi_extractor)
+        if isinstance(masks, ContextualFusionExtractor) and self.with_bbox:
+            levels, boxes = masks.num_inputs - 1, _first(self.bbox_roi_extractor).num_inputs
+            if boxes > levels:
+                # The features of the images would pass for a level.
+                raise ValueError(
+                    f"contextual_fusion: boxes are pooled from {boxes} levels and masks from "
+                    f"{levels}; give mask_roi_extractor no fewer than bbox_roi_extractor"
+                )
 
     def with_image_features(
         self, x: Features, sizes: Sequence[tuple[int, int]] | None = None
@@ -81,10 +91,7 @@ class MaskPlusMixin:
         Returns:
             The levels that RoIs use, and the features; ``x`` as it is where fusion is off.
         """
-        extractor = self.mask_roi_extractor
-        if isinstance(extractor, nn.ModuleList):
-            # The stages of a cascade differ in their convolutions alone.
-            extractor = extractor[0]
+        extractor = _first(self.mask_roi_extractor)
         if not isinstance(extractor, ContextualFusionExtractor):
             return x
         levels = x[: extractor.num_inputs - 1]
@@ -144,6 +151,11 @@ def _changed(name: str, config: Any, plain: str, ours: str, changes: dict) -> An
     if getattr(kind, "__name__", str(kind)).rpartition(".")[2] not in (plain, ours):
         raise ValueError(f"MaskPlus extends a {name} of type {plain}, not {kind}")
     return ConfigDict(config, type=ours, **changes)
+
+
+def _first(extractor: nn.Module) -> nn.Module:
+    """The extractor, or the first of a cascade's: they differ in their convolutions alone."""
+    return extractor[0] if isinstance(extractor, nn.ModuleList) else extractor
 
 
 def _sizes(batch_data_samples: SampleList | None) -> list[tuple[int, int]] | None:

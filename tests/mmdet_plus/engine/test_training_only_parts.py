@@ -1,4 +1,4 @@
-"""The quasi-multitask branch of MaskPlus, from training to test, which neither builds nor needs it."""
+"""MaskPlus's quasi-multitask branch from training to test, which neither builds nor needs it."""
 
 import pytest
 import tiny_zoo
