@@ -7,7 +7,7 @@ from typing import Any, Literal
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 from mmdet_plus.engine.errors import UserError
@@ -32,7 +32,8 @@ class BiasedTrainingHook(Hook):
 
     Raises:
         ValueError: A setting is out of range.
-        UserError: One of ``losses`` is not among the model's.
+        UserError: One of ``losses`` is not among the model's in the first iteration, or ``by`` is
+            'epoch' in a training that counts iterations alone.
     """
 
     priority = "NORMAL"
@@ -61,10 +62,18 @@ class BiasedTrainingHook(Hook):
         self.switch = switch
         self.by = by
         self.current = 1.0
+        self._checked = False
         self._handle: Any = None
 
     def before_train(self, runner: Runner) -> None:
         """Listen to the losses that the model returns."""
+        if self.by == "epoch" and isinstance(runner.train_loop, IterBasedTrainLoop):
+            # Its epoch stays 0, and the weight would never fall.
+            raise UserError(
+                "BiasedTrainingHook: by='epoch' needs a training in epochs, and this one counts "
+                "iterations; set by='iter' or by='fraction'"
+            )
+        self._checked = False
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._handle = model.register_forward_hook(self._weigh, with_kwargs=True)
 
@@ -86,12 +95,8 @@ class BiasedTrainingHook(Hook):
         mode = kwargs.get("mode", args[2] if len(args) > 2 else None)
         if mode != "loss":
             return output
-        for pattern in self.losses:
-            if not any(fnmatchcase(name, pattern) for name in output):
-                raise UserError(
-                    f"BiasedTrainingHook: no loss is called {pattern!r}; "
-                    f"{type(model).__name__} has {', '.join(output)}"
-                )
+        if not self._checked:
+            self._check(model, output)
         return {
             name: value
             if not any(fnmatchcase(name, pattern) for pattern in self.losses)
@@ -100,3 +105,13 @@ class BiasedTrainingHook(Hook):
             else self.current * value
             for name, value in output.items()
         }
+
+    def _check(self, model: nn.Module, output: dict) -> None:
+        """Find every pattern among the losses, once: a batch of no RoI may lack some of them."""
+        for pattern in self.losses:
+            if not any(fnmatchcase(name, pattern) for name in output):
+                raise UserError(
+                    f"BiasedTrainingHook: no loss is called {pattern!r}; "
+                    f"{type(model).__name__} has {', '.join(output)}"
+                )
+        self._checked = True
