@@ -1,0 +1,131 @@
+"""MaskPlus on Shapes through the engine that the tools use: train, resume, test."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmdet_plus.datasets import make_shapes
+from mmdet_plus.engine import UserError, prepare_test_cfg, prepare_train_cfg, test, train
+from mmdet_plus.engine.comparison import read_scalars
+
+CONFIG = "configs/shapes/maskplus_r18_shapes.py"
+PLAIN = "configs/shapes/mask-rcnn_r18_shapes.py"
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """The small config, smaller still, on small pictures for a few iterations."""
+    root = tmp_path_factory.mktemp("shapes") / "set"
+    make_shapes(root, num_train=8, num_val=2, image_size=(96, 96), progress=False)
+    options = {
+        "train_dataloader.batch_size": 2,
+        "train_cfg.max_iters": 4,
+        "train_cfg.val_interval": 4,
+        "default_hooks.checkpoint.interval": 1,
+        "default_hooks.checkpoint.max_keep_ckpts": -1,
+        "default_hooks.logger.interval": 1,
+        "model.backbone.base_channels": 16,
+        "model.backbone.stem_channels": 16,
+        "model.neck.in_channels": [16, 32, 64, 128],
+        "model.train_cfg.rcnn.sampler.num": 16,
+        "model.test_cfg.rcnn.score_thr": 0.0,
+        "model.test_cfg.rcnn.max_per_img": 10,
+    }
+    for part in ("train", "val", "test"):
+        options[f"{part}_dataloader.dataset.data_root"] = str(root)
+        options[f"{part}_dataloader.num_workers"] = 0
+        options[f"{part}_dataloader.persistent_workers"] = False
+    for part in ("val", "test"):
+        options[f"{part}_evaluator.ann_file"] = str(root / "annotations/instances_val.json")
+    return options
+
+
+def run_training(config, work_dir, options, **arguments):
+    """Train in this process; with a visualizer of its own, or mmengine logs to the first run's."""
+    options = dict(options, **{"visualizer.name": str(work_dir), "log_processor.window_size": 1})
+    train(prepare_train_cfg(str(config), work_dir=str(work_dir), cfg_options=options, **arguments))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, repo_root, options):
+    """Working folder of a training of four iterations."""
+    work_dir = tmp_path_factory.mktemp("unbroken")
+    run_training(repo_root / CONFIG, work_dir, options)
+    return work_dir
+
+
+def logged(work_dir):
+    training, _ = read_scalars(work_dir)
+    return {
+        entry["step"]: {
+            k: v for k, v in entry.items() if "loss" in k or k in ("grad_norm", "biased_weight")
+        }
+        for entry in training
+    }
+
+
+def test_all_techniques_are_in_the_log(unbroken):
+    entries = logged(unbroken)
+    assert [entries[step]["biased_weight"] for step in (1, 2, 3, 4)] == [1.5, 1.5, 1, 1]
+    for entry in entries.values():
+        parts = [v for k, v in entry.items() if k.startswith("loss_")]
+        assert entry["loss"] == pytest.approx(sum(parts), rel=1e-4)
+        assert entry["loss_mask"] > 0 and entry["loss_mask_quasi"] > 0
+
+
+def test_a_resumed_training_has_the_losses_of_an_unbroken_one(
+    unbroken, tmp_path, repo_root, options
+):
+    """It stops before the switch, and goes over it."""
+    checkpoint = str(unbroken / "iter_1.pth")
+    run_training(repo_root / CONFIG, tmp_path, options, resume=checkpoint)
+    whole = logged(unbroken)
+    assert logged(tmp_path) == {step: whole[step] for step in (2, 3, 4)}
+
+
+def test_weights_are_tested_with_the_scaffold_or_without(unbroken, tmp_path, repo_root, options):
+    file = torch.load(unbroken / "iter_4.pth", weights_only=False)
+    branch = [name for name in file["state_dict"] if "quasi_branch" in name]
+    assert len(branch) > 0
+    for name in branch:
+        del file["state_dict"][name]
+    torch.save(file, tmp_path / "without.pth")
+    _, validation = read_scalars(unbroken)
+    for checkpoint in (unbroken / "iter_4.pth", tmp_path / "without.pth"):
+        metrics = test(
+            prepare_test_cfg(
+                str(repo_root / CONFIG),
+                str(checkpoint),
+                work_dir=str(tmp_path / checkpoint.stem),
+                cfg_options=dict(options),
+            )
+        )
+        for name in ("coco/bbox_mAP", "coco/segm_mAP"):
+            assert metrics[name] == validation[-1][name]
+
+
+def test_a_mask_rcnn_starts_it_but_is_not_tested_as_it(tmp_path, repo_root, options):
+    short = dict(options, **{"train_cfg.max_iters": 1, "train_cfg.val_interval": 1})
+    run_training(repo_root / PLAIN, tmp_path / "plain", short)
+    checkpoint = str(tmp_path / "plain/iter_1.pth")
+    cfg = prepare_test_cfg(
+        str(repo_root / CONFIG), checkpoint, work_dir=str(tmp_path / "t"), cfg_options=dict(options)
+    )
+    with pytest.raises(UserError, match="mask_roi_extractor.fusion") as error:
+        test(cfg)
+    assert "quasi" not in str(error.value)
+    run_training(repo_root / CONFIG, tmp_path / "tuned", {**short, "load_from": checkpoint})
+    assert list(logged(tmp_path / "tuned")) == [1]
+
+
+def test_mixed_precision(tmp_path, repo_root, options):
+    given = dict(options, **{"train_cfg.max_iters": 2, "train_cfg.val_interval": 2})
+    run_training(repo_root / CONFIG, tmp_path, given, amp=True)
+    values = [value for entry in logged(tmp_path).values() for value in entry.values()]
+    assert len(logged(tmp_path)) == 2 and np.isfinite(values).all()
+
+
+def test_a_misspelt_field_is_named(tmp_path, repo_root, options):
+    wrong = {**options, "model.roi_head.mask_head.quasi_loss": 2}
+    with pytest.raises(UserError, match="MaskHead has no field 'quasi_loss'"):
+        run_training(repo_root / CONFIG, tmp_path, wrong)
