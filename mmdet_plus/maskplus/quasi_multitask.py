@@ -5,6 +5,7 @@ from mmdet.models.task_modules.samplers import SamplingResult
 from mmdet.utils import InstanceList
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
 
 SCALES = (0.5, 2)
 
@@ -54,12 +55,12 @@ class QuasiMultitaskBranch(FCNMaskHead):
             mask_preds: Logits (K, C, scale M, scale M).
             sampling_results: Per image, the sampled RoIs.
             batch_gt_instances: Per image, ground truth with masks.
-            rcnn_train_cfg: ``mask_size`` is M, of the original branch.
+            rcnn_train_cfg: ``mask_size`` is M, of the original branch, or its height and width.
 
         Returns:
             ``loss_mask`` with the loss in it, and ``mask_targets``.
         """
-        size = round(rcnn_train_cfg["mask_size"] * self.scale)
+        size = tuple(round(side * self.scale) for side in _pair(rcnn_train_cfg["mask_size"]))
         return super().loss_and_target(
             mask_preds,
             sampling_results,
