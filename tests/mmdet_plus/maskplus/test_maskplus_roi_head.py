@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
+from mmdet.models.roi_heads import CascadeRoIHead, SingleRoIExtractor, StandardRoIHead
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.registry import HOOKS
 from mmengine.structures import InstanceData
 from tiny_maskplus import (
@@ -205,10 +206,13 @@ def test_the_cascade_starts_as_the_cascade_it_is_given(cascade, switches, batch)
 
 
 def test_configs_may_be_of_ours_or_of_mmdet_and_a_list_for_the_stages(cascade, mask_rcnn):
-    scoped = with_maskplus(mask_rcnn, **SETTINGS)
-    scoped.roi_head.mask_head.type = "mmdet.FCNMaskHead"
-    scoped.roi_head.mask_roi_extractor.type = "mmdet.SingleRoIExtractor"
-    assert all(m is not None for (m,) in parts_of(build(scoped), 1).values())
+    for kinds in (
+        ("mmdet.FCNMaskHead", "mmdet.SingleRoIExtractor"),
+        (FCNMaskHead, SingleRoIExtractor),
+    ):
+        scoped = with_maskplus(mask_rcnn, **SETTINGS)
+        scoped.roi_head.mask_head.type, scoped.roi_head.mask_roi_extractor.type = kinds
+        assert all(m is not None for (m,) in parts_of(build(scoped), 1).values())
 
     cfg = with_maskplus(cascade, **SETTINGS)
     for name, kind in (("mask_head", "MaskPlusHead"), ("mask_roi_extractor", "SingleRoIExtractor")):
