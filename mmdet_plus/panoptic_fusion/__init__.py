@@ -1,5 +1,18 @@
 """Instance masks and a semantic map made into one panoptic map."""
 
 from .heuristic import fuse_heuristic
+from .occlusion import fuse_occlusion, fuse_soft_occlusion
+from .soft_occlusion import overlapping, pasting_order, soft_occlusion_score
+from .spatial_ranking import fuse_spatial_ranking
+from .unknown_erasing import unknown_erasing
 
-__all__ = ["fuse_heuristic"]
+__all__ = [
+    "fuse_heuristic",
+    "fuse_occlusion",
+    "fuse_soft_occlusion",
+    "fuse_spatial_ranking",
+    "overlapping",
+    "pasting_order",
+    "soft_occlusion_score",
+    "unknown_erasing",
+]

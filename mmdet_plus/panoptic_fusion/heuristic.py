@@ -3,16 +3,14 @@
 Shape letters: K instances, H x W the image.
 """
 
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-Array = TypeVar("Array", Tensor, np.ndarray)
+from .arrays import Array
+from .pasting import fuse_in_order
 
 
-@torch.no_grad()
 def fuse_heuristic(
     masks: Array,
     scores: Array,
@@ -49,62 +47,10 @@ def fuse_heuristic(
         TypeError: ``sem`` or ``labels`` are not whole numbers.
         ValueError: Shapes do not fit together.
     """
-    arrays = isinstance(sem, np.ndarray)
-    given = (masks, scores, labels, sem)
-    if arrays:
-        # PyTorch takes no views with negative strides.
-        given = map(np.ascontiguousarray, given)
-    masks, scores, labels, sem = map(torch.as_tensor, given)
-    _check(masks, scores, labels, sem)
-    sem = sem.long()
-    panoptic = torch.zeros(sem.shape, dtype=torch.int32, device=sem.device)
-    segments = []
-    order = scores.argsort(descending=True, stable=True).tolist()
-    kept = (scores >= score_thr).tolist()
-    classes, values = labels.tolist(), scores.tolist()
-    for instance in order:
-        if not kept[instance]:
-            continue
-        mask = masks[instance].bool()
-        free = mask & (panoptic == 0)
-        area, free_area = int(mask.sum()), int(free.sum())
-        if area == 0 or (area - free_area) / area > overlap_thr:
-            continue
-        # All of it may be covered where `overlap_thr` is 1: detectron2 counts it all the same.
-        segments.append(
-            dict(
-                id=len(segments) + 1,
-                isthing=True,
-                score=values[instance],
-                category_id=classes[instance],
-                instance_id=instance,
-            )
-        )
-        panoptic[free] = len(segments)
-    for label in sem.unique().tolist():
-        stuff = (sem == label) & (panoptic == 0)
-        area = int(stuff.sum())
-        if label == 0 or area < stuff_area_limit:
-            continue
-        segments.append(dict(id=len(segments) + 1, isthing=False, category_id=label, area=area))
-        panoptic[stuff] = len(segments)
-    return (panoptic.numpy() if arrays else panoptic), segments
+    return fuse_in_order(
+        masks, scores, labels, sem, _by_score, overlap_thr, stuff_area_limit, score_thr
+    )
 
 
-def _check(masks: Tensor, scores: Tensor, labels: Tensor, sem: Tensor) -> None:
-    for value, name in ((sem, "sem"), (labels, "labels")):
-        # An empty list of labels has no type to speak of.
-        if value.numel() and (value.is_floating_point() or value.dtype is torch.bool):
-            raise TypeError(f"{name} must be whole numbers, got {value.dtype}")
-    if sem.dim() != 2:
-        raise ValueError(f"sem must be (H, W), got shape {tuple(sem.shape)}")
-    if masks.dim() != 3 or masks.shape[1:] != sem.shape:
-        raise ValueError(
-            f"masks must be (K, {sem.shape[0]}, {sem.shape[1]}) like sem, got shape "
-            f"{tuple(masks.shape)}"
-        )
-    for value, name in ((scores, "scores"), (labels, "labels")):
-        if value.shape != masks.shape[:1]:
-            raise ValueError(
-                f"{name} must be ({len(masks)},), one for each mask, got shape {tuple(value.shape)}"
-            )
+def _by_score(masks: Tensor, scores: Tensor, kept: Tensor) -> Tensor:
+    return kept[scores[kept].argsort(descending=True, stable=True)]

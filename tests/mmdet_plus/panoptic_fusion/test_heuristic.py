@@ -89,6 +89,17 @@ def test_stuff_fills_what_is_left_if_it_is_large_enough():
     assert [(s["category_id"], s["area"]) for s in segments[1:]] == [(3, 12), (9, 20)]
 
 
+@pytest.mark.parametrize("largest", [7, 200_000])
+def test_stuff_comes_by_label_and_only_what_occurs(largest):
+    sem = torch.full(SIZE, 3)
+    sem[:, 4:] = largest
+    sem[5] = -5
+    panoptic, segments = fuse([(0, 0, 4, 5)], [0.9], sem=sem, stuff_area_limit=0)
+    # Class 3 is covered, which detectron2 counts without a limit; 0, 4 and 6 are not there.
+    assert [(s["category_id"], s["area"]) for s in segments[1:]] == [(-5, 8), (3, 0), (largest, 20)]
+    assert (panoptic[5] == 2).all() and (panoptic[:5, 4:] == 4).all()
+
+
 def test_a_label_map_of_another_type_and_a_mirrored_view():
     sem = np.full(SIZE, 200, np.uint16)[:, ::-1]
     panoptic, segments = fuse_heuristic(

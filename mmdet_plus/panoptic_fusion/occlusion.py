@@ -1,0 +1,127 @@
+"""The orders of pasting by occlusion: OCFusion's hard one and REFINE's soft one.
+
+Shape letters: K instances, H x W the image.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arrays import Array, to_tensors
+from .pasting import fuse_in_order
+from .soft_occlusion import overlapping, pasting_order, soft_occlusion_score
+
+
+def fuse_occlusion(
+    masks: Array,
+    scores: Array,
+    labels: Array,
+    sem: Array,
+    occlusion: Array,
+    occlusion_thr: float = 0.2,
+    overlap_thr: float = 0.5,
+    stuff_area_limit: int = 4096,
+    score_thr: float = 0.5,
+) -> tuple[Array, list[dict[str, Any]]]:
+    """Combine instances and a semantic map by hard occlusion (OCFusion; REFINE's strong baseline).
+
+    As :func:`fuse_heuristic` but for the order: of two instances that overlap, i comes upon j if
+    ``occlusion[i, j] > occlusion[j, i]``; see :func:`pasting_order`.
+
+    Args:
+        masks: See :func:`fuse_heuristic`, as for all others that are not told here.
+        scores: See there.
+        labels: See there.
+        sem: See there.
+        occlusion: (K, K) in [0, 1], how likely i lies upon j, of the kind of ``sem``; the diagonal
+            does not count.
+        occlusion_thr: Two instances overlap if they share more than this part of the smaller one;
+            others follow their scores.
+        overlap_thr: See there.
+        stuff_area_limit: See there.
+        score_thr: See there. Instances below take no part in the order either.
+
+    Returns:
+        See there.
+
+    Raises:
+        TypeError: See there.
+        ValueError: See there, or ``occlusion`` is not (K, K) or not in [0, 1].
+    """
+    occlusion = _checked(occlusion, len(masks))
+
+    def order(masks: Tensor, scores: Tensor, kept: Tensor) -> Tensor:
+        return _in_front(masks, scores, kept, occlusion[kept][:, kept], occlusion_thr)
+
+    return fuse_in_order(
+        masks, scores, labels, sem, order, overlap_thr, stuff_area_limit, score_thr
+    )
+
+
+def fuse_soft_occlusion(
+    masks: Array,
+    scores: Array,
+    labels: Array,
+    sem: Array,
+    occlusion: Array,
+    sigma: float = 2.5,
+    occlusion_thr: float = 0.2,
+    overlap_thr: float = 0.5,
+    stuff_area_limit: int = 4096,
+    score_thr: float = 0.5,
+) -> tuple[Array, list[dict[str, Any]]]:
+    """Combine instances and a semantic map by Soft Occlusion Estimation (REFINE, Eq. 7).
+
+    As :func:`fuse_occlusion`, with :func:`soft_occlusion_score` in place of ``occlusion``.
+
+    Args:
+        masks: See :func:`fuse_heuristic`.
+        scores: See :func:`fuse_heuristic`; the confidences s of Eq. 7, too.
+        labels: See :func:`fuse_heuristic`.
+        sem: See :func:`fuse_heuristic`.
+        occlusion: See :func:`fuse_occlusion`.
+        sigma: See :func:`soft_occlusion_score`.
+        occlusion_thr: See :func:`fuse_occlusion`.
+        overlap_thr: See :func:`fuse_heuristic`.
+        stuff_area_limit: See :func:`fuse_heuristic`.
+        score_thr: See :func:`fuse_occlusion`.
+
+    Returns:
+        See :func:`fuse_heuristic`.
+
+    Raises:
+        TypeError: See :func:`fuse_heuristic`.
+        ValueError: See :func:`fuse_occlusion` and :func:`soft_occlusion_score`.
+    """
+    occlusion = _checked(occlusion, len(masks))
+
+    def order(masks: Tensor, scores: Tensor, kept: Tensor) -> Tensor:
+        soft = soft_occlusion_score(scores[kept], occlusion[kept][:, kept], sigma)
+        return _in_front(masks, scores, kept, soft, occlusion_thr)
+
+    return fuse_in_order(
+        masks, scores, labels, sem, order, overlap_thr, stuff_area_limit, score_thr
+    )
+
+
+def _in_front(
+    masks: Tensor, scores: Tensor, kept: Tensor, soft: Tensor, occlusion_thr: float
+) -> Tensor:
+    # Masks are large: no copy where all take part.
+    masks = masks if len(kept) == len(masks) else masks[kept]
+    return kept[pasting_order(scores[kept], soft, overlapping(masks, occlusion_thr))]
+
+
+def _checked(occlusion: Array, number: int) -> Tensor:
+    (pairs,), _ = to_tensors(occlusion)
+    if pairs.shape != (number, number):
+        raise ValueError(
+            f"occlusion must be ({number}, {number}), one row and one column for each mask, got "
+            f"shape {tuple(pairs.shape)}"
+        )
+    apart = ~torch.eye(number, dtype=torch.bool, device=pairs.device)
+    # NaN is not inside either.
+    if not ((pairs >= 0) & (pairs <= 1))[apart].all():
+        raise ValueError("occlusion must be in [0, 1], how likely one instance lies upon another")
+    return pairs
