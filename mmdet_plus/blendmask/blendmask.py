@@ -4,7 +4,6 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from mmdet.evaluation.functional import INSTANCE_OFFSET
 from mmdet.models.detectors.single_stage_instance_seg import SingleStageInstanceSegmentor
 from mmdet.registry import MODELS
 from mmdet.structures import OptSampleList, SampleList
@@ -13,7 +12,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from mmdet_plus.convert import adelaidet_blendmask, adelaidet_unused, is_adelaidet_blendmask
-from mmdet_plus.panoptic_fusion import fuse_heuristic
+from mmdet_plus.panoptic_fusion import HeuristicFusion  # noqa: F401, registers the fusers
 
 
 @MODELS.register_module()
@@ -29,9 +28,10 @@ class BlendMask(SingleStageInstanceSegmentor):
         mask_head: Config of a :class:`Blender`.
         semantic_head: Config of a :class:`StuffHead`, which reads all levels; without it the
             model segments instances only.
+        panoptic_fusion_head: Config of a fuser that needs no network; with a ``semantic_head``,
+            :class:`~mmdet_plus.panoptic_fusion.HeuristicFusion` by default.
         test_cfg: Of the two heads; for panoptic segmentation also ``panoptic``: ``score_thr``,
-            ``overlap_thr`` and ``stuff_area_limit`` of
-            :func:`~mmdet_plus.panoptic_fusion.fuse_heuristic`.
+            ``overlap_thr`` and ``stuff_area_limit`` of the fuser.
         **kwargs: Of :class:`SingleStageInstanceSegmentor`.
     """
 
@@ -41,6 +41,7 @@ class BlendMask(SingleStageInstanceSegmentor):
         bbox_head: ConfigType,
         mask_head: ConfigType,
         semantic_head: OptConfigType = None,
+        panoptic_fusion_head: OptConfigType = None,
         test_cfg: OptConfigType = None,
         **kwargs: Any,
     ) -> None:
@@ -55,6 +56,15 @@ class BlendMask(SingleStageInstanceSegmentor):
             if "num_things_classes" not in semantic_head:
                 semantic_head["num_things_classes"] = bbox_head["num_classes"]
             self.semantic_head = MODELS.build(semantic_head)
+            self.panoptic_fusion_head = MODELS.build(
+                {
+                    "type": "HeuristicFusion",
+                    "num_things_classes": self.semantic_head.num_things_classes,
+                    "num_stuff_classes": self.semantic_head.num_stuff_classes,
+                    "test_cfg": (test_cfg or {}).get("panoptic"),
+                    **(panoptic_fusion_head or {}),
+                }
+            )
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
         """Compute the losses of all parts.
@@ -89,8 +99,8 @@ class BlendMask(SingleStageInstanceSegmentor):
 
         Returns:
             The samples with ``pred_instances``: ``bboxes`` (K, 4), ``scores``, ``labels`` (K,),
-            ``masks`` (K, H, W) bool; and ``pred_panoptic_seg`` as :func:`to_mmdet_panoptic`
-            makes it.
+            ``masks`` (K, H, W) bool; and ``pred_panoptic_seg`` as
+            :func:`~mmdet_plus.panoptic_fusion.to_mmdet_panoptic` makes it.
         """
         x = self.extract_feat(batch_inputs)
         levels = self._detection_levels(x)
@@ -117,19 +127,10 @@ class BlendMask(SingleStageInstanceSegmentor):
             seg_logits: (stuff classes + 1, H, W).
 
         Returns:
-            ``sem_seg`` (1, H, W), see :func:`to_mmdet_panoptic`.
+            ``sem_seg`` (1, H, W), see :func:`~mmdet_plus.panoptic_fusion.to_mmdet_panoptic`.
         """
-        panoptic, segments = fuse_heuristic(
-            instances.masks,
-            instances.scores,
-            instances.labels,
-            seg_logits.argmax(0),
-            **self.test_cfg.get("panoptic", {}),
-        )
-        head = self.semantic_head
-        return to_mmdet_panoptic(
-            panoptic, segments, head.num_things_classes, head.num_stuff_classes
-        )
+        # Channel 0 of the semantics is any thing.
+        return self.panoptic_fusion_head.fuse(instances, seg_logits, range(1, len(seg_logits)))
 
     def _forward(
         self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None
@@ -159,28 +160,3 @@ class BlendMask(SingleStageInstanceSegmentor):
 
     def _detection_levels(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return x[len(x) - len(self.bbox_head.strides) :]
-
-
-def to_mmdet_panoptic(
-    panoptic: Tensor, segments: list[dict[str, Any]], num_things: int, num_stuff: int
-) -> PixelData:
-    """Turn a fused map into what mmdet's panoptic metrics and visualisers read.
-
-    Args:
-        panoptic: (H, W) ids of segments, 0 = void.
-        segments: As :func:`~mmdet_plus.panoptic_fusion.fuse_heuristic` lists them; a stuff class
-            counts from 1.
-        num_things: Thing classes.
-        num_stuff: Stuff classes.
-
-    Returns:
-        ``sem_seg`` (1, H, W) int32: of a thing its class + ``INSTANCE_OFFSET`` times its id, of
-        stuff ``num_things`` - 1 + its class, of void ``num_things + num_stuff``.
-    """
-    codes = panoptic.new_full((len(segments) + 1,), num_things + num_stuff)
-    for segment in segments:
-        number, label = segment["id"], segment["category_id"]
-        codes[number] = (
-            label + number * INSTANCE_OFFSET if segment["isthing"] else num_things - 1 + label
-        )
-    return PixelData(sem_seg=codes[panoptic.long()][None])

@@ -1,5 +1,13 @@
 """Instance masks and a semantic map made into one panoptic map."""
 
+from .fusers import (
+    HeuristicFusion,
+    OcclusionFusion,
+    SoftOcclusionFusion,
+    SpatialRankingFusion,
+    UnknownErasing,
+    to_mmdet_panoptic,
+)
 from .heuristic import fuse_heuristic
 from .occlusion import fuse_occlusion, fuse_soft_occlusion
 from .soft_occlusion import overlapping, pasting_order, soft_occlusion_score
@@ -7,6 +15,11 @@ from .spatial_ranking import fuse_spatial_ranking
 from .unknown_erasing import unknown_erasing
 
 __all__ = [
+    "HeuristicFusion",
+    "OcclusionFusion",
+    "SoftOcclusionFusion",
+    "SpatialRankingFusion",
+    "UnknownErasing",
     "fuse_heuristic",
     "fuse_occlusion",
     "fuse_soft_occlusion",
@@ -14,5 +27,6 @@ __all__ = [
     "overlapping",
     "pasting_order",
     "soft_occlusion_score",
+    "to_mmdet_panoptic",
     "unknown_erasing",
 ]

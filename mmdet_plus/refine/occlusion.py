@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmplus_ops import mask_intersections
+from mmdet_plus.panoptic_fusion import overlapping
 
 
 def overlapping_pairs(masks: Tensor, threshold: float = 0.2) -> Tensor:
@@ -24,12 +24,7 @@ def overlapping_pairs(masks: Tensor, threshold: float = 0.2) -> Tensor:
     Returns:
         (P, 2) places; with (i, j) there is (j, i).
     """
-    shared = mask_intersections(masks)
-    areas = shared.diagonal()
-    smaller = torch.minimum(areas[:, None], areas[None])
-    overlap = shared > threshold * smaller
-    overlap.fill_diagonal_(False)
-    return overlap.nonzero()
+    return overlapping(masks, threshold).nonzero()
 
 
 def occlusion_targets(masks: Tensor, owners: Tensor, canvas: Tensor, pairs: Tensor) -> Tensor:
