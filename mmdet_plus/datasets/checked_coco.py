@@ -1,7 +1,8 @@
 """COCO data sets that look through their files first; otherwise mmdet's own."""
 
 import logging
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,6 @@ from mmseg_plus.common.coco_checks import (
     check_classes,
     check_images,
     check_instances,
-    check_segments,
     missing_files,
     picture_fault,
     raise_faults,
@@ -25,6 +25,16 @@ from mmseg_plus.common.coco_checks import (
 )
 from mmseg_plus.common.errors import UserError
 from mmseg_plus.common.files import is_remote
+
+from .panoptic_checks import (
+    check_names,
+    check_order,
+    check_panoptic,
+    check_usage,
+    map_fault,
+    tell_things,
+    things_told,
+)
 
 
 class _CheckedIndex:
@@ -61,9 +71,33 @@ class CheckedCOCO(_CheckedIndex, COCO):
 
 
 class CheckedCOCOPanoptic(_CheckedIndex, COCOPanoptic):
-    """The index of a panoptic file."""
+    """The index of a panoptic file.
 
-    _check_annotations = staticmethod(check_segments)
+    A category may lack ``isthing``, which :func:`mmdet_plus.datasets.panoptic_checks.tell_things`
+    is to mend. Images have the PNG of their annotation as ``segm_file``, of the same name as the
+    image where the annotation has no ``file_name``.
+    """
+
+    _check_annotations = staticmethod(check_panoptic)
+
+    def createIndex(self) -> None:
+        """Index the records; upstream's guesses PNGs' names from JPEGs'."""
+        super().createIndex()
+        for image in self.imgs.values():
+            image["segm_file"] = os.path.splitext(image["file_name"])[0] + ".png"
+        annotations = self.dataset.get("annotations", ())
+        self.annotated = {ann["image_id"] for ann in annotations}
+        for ann in annotations:
+            if isinstance(ann.get("file_name"), str):
+                self.imgs[ann["image_id"]]["segm_file"] = ann["file_name"]
+
+    def get_cat_ids(self, cat_names=(), sup_names=(), cat_ids=()) -> list[int]:
+        """Category ids by name; unlike upstream's, in the order of the names."""
+        raise_faults(self.source, check_names(cat_names, self.dataset["categories"]))
+        if not cat_names:
+            return COCOPanoptic.get_cat_ids(self, cat_names, sup_names, cat_ids)
+        by_name = {category["name"]: category["id"] for category in self.dataset["categories"]}
+        return [by_name[name] for name in cat_names]
 
 
 class _Checks:
@@ -117,10 +151,26 @@ class _Checks:
         except Exception as error:
             data = self.get_data_info(idx)
             who = data["img_id"], data["img_path"]
-            fault = picture_fault(*who, data["height"], data["width"]) if self._is_local() else None
+            fault = None
+            if self._is_local():
+                fault = picture_fault(*who, data["height"], data["width"]) or self._map_fault(data)
             if fault is None:
                 raise
             raise AnnotationError(f"{self.ann_file}: {fault}") from error
+
+    def _map_fault(self, data: dict) -> str | None:
+        """What is wrong with a segmentation map, where one belongs to the data set's pixels."""
+        return None
+
+    def _warn(self, records: list[tuple[dict, dict]], seen: int, what: str) -> None:
+        if records:
+            ann = records[0][1]
+            print_log(
+                f"{self.ann_file}: {len(records)} of {seen} annotations {what}; the first is "
+                f"{_name(*records[0])}: bbox {ann['bbox']}, area {ann['area']}",
+                logger="current",
+                level=logging.WARNING,
+            )
 
     def _is_local(self) -> bool:
         return not any(is_remote(prefix, self.backend_args) for prefix in self.data_prefix.values())
@@ -169,11 +219,13 @@ class CheckedCocoDataset(_Checks, CocoDataset):
         if not self.test_mode:
             self._warn(
                 self._dropped,
+                self._seen,
                 "are left out of the training: mmdet drops boxes outside of their image, narrower "
                 "or lower than 1 pixel, or with an area of 0",
             )
             self._warn(
                 self._beyond,
+                self._seen,
                 "have a bbox that reaches beyond the image; it must be [x, y, width, height], "
                 "not two corners",
             )
@@ -207,16 +259,6 @@ class CheckedCocoDataset(_Checks, CocoDataset):
                 self._beyond.append((image, ann))
         return data
 
-    def _warn(self, records: list[tuple[dict, dict]], what: str) -> None:
-        if records:
-            ann = records[0][1]
-            print_log(
-                f"{self.ann_file}: {len(records)} of {self._seen} annotations {what}; the first is "
-                f"{_name(*records[0])}: bbox {ann['bbox']}, area {ann['area']}",
-                logger="current",
-                level=logging.WARNING,
-            )
-
 
 def _name(image: dict, ann: dict) -> str:
     who = f"image {image['id']!r} (file_name {image['file_name']!r})"
@@ -237,7 +279,106 @@ def _loads_masks(step: object) -> bool:
 class CheckedCocoPanopticDataset(_Checks, CocoPanopticDataset):
     """COCO panoptic annotations, checked like ``CheckedCocoDataset``; segmentation PNGs must exist.
 
-    Other arguments are mmdet's ``CocoPanopticDataset``'s.
+    Unlike with mmdet's ``CocoPanopticDataset``:
+
+    - Labels count by ``metainfo.classes``, whatever the order of the file's categories. All things
+      come first there, as mmdet's panoptic models want it; every category with segments is listed.
+    - Things are those that the file calls so (``isthing``); where it does not,
+      ``metainfo.thing_classes`` or ``stuff_classes`` tell. With ``classes`` of one's own, those of
+      COCO do not stay behind. ``metainfo`` of the built data set always has both.
+    - A PNG is looked for under the ``file_name`` of its annotation.
+    - A PNG of another size than its image is an error when its turn comes.
+
+    Args:
+        things_first: Whether stuff before things in ``metainfo.classes`` is an error.
+        kwargs: As of mmdet's ``CocoPanopticDataset``.
     """
 
     _index_class = CheckedCOCOPanoptic
+
+    def __init__(self, *args, things_first: bool = True, **kwargs) -> None:
+        self.things_first = things_first
+        super().__init__(*args, **kwargs)
+
+    @classmethod
+    def _load_metainfo(cls, metainfo: Mapping | None = None) -> dict:
+        loaded = super()._load_metainfo(metainfo)
+        if metainfo is not None and "classes" in metainfo:
+            for key in {"thing_classes", "stuff_classes"} - set(metainfo):
+                loaded.pop(key, None)
+        return loaded
+
+    @property
+    def COCOAPI(self) -> Callable[[str], CheckedCOCOPanoptic]:
+        """Builds the index, and learns from it what are things."""
+        return partial(self._index, super().COCOAPI)
+
+    def _index(self, build: Callable[[str], CheckedCOCOPanoptic], path: str) -> CheckedCOCOPanoptic:
+        index, classes = build(path), self._metainfo["classes"]
+        categories, source = index.dataset["categories"], str(self.ann_file)
+        cat_ids = index.get_cat_ids(classes)
+        try:
+            told = things_told(self._metainfo)
+        except AnnotationError as error:
+            raise AnnotationError(f"{source}: {error}") from None
+        raise_faults(source, tell_things(categories, told))
+        raise_faults(source, check_usage(cat_ids, index.dataset))
+        if self.things_first:
+            raise_faults(source, check_order(classes, categories))
+        things = {category["name"] for category in categories if category["isthing"]}
+        self._metainfo["thing_classes"] = tuple(name for name in classes if name in things)
+        self._metainfo["stuff_classes"] = tuple(name for name in classes if name not in things)
+        # For the metric, which cannot see how other data sets count.
+        self._metainfo["label_order"] = "classes"
+        return index
+
+    def load_data_list(self) -> list[dict]:
+        """Load the records after checking them, see :meth:`_Checks.load_data_list`.
+
+        Raises:
+            MissingDataError: A file is missing.
+            AnnotationError: A record is unusable, or the metainfo does not fit the file.
+        """
+        self._seen, self._dropped = 0, []
+        data_list = super().load_data_list()
+        if not self.test_mode:
+            self._warn(
+                self._dropped,
+                self._seen,
+                "are left out of the training, their pixels count as void: mmdet drops segments "
+                "with an area of 0, and those whose bbox is narrower or lower than 1 pixel",
+            )
+        del self._dropped
+        return data_list
+
+    def parse_data_info(self, raw_data_info: dict) -> dict:
+        """Parse an image's record as mmdet does, with the PNG that its annotation names."""
+        image = raw_data_info["raw_img_info"]
+        data = super().parse_data_info(raw_data_info)
+        if data["seg_map_path"] is not None:
+            data["seg_map_path"] = os.path.join(self.data_prefix["seg"], image["segm_file"])
+        kept = {segment["id"] for segment in data["segments_info"]}
+        for ann in raw_data_info["raw_ann_info"]:
+            if ann["image_id"] == image["img_id"]:
+                self._seen += 1
+                self._dropped += [(image, ann)] if ann["id"] not in kept else []
+        return data
+
+    def prepare_data(self, idx: int) -> Any:
+        """Load a sample, see :meth:`_Checks.prepare_data`.
+
+        Raises:
+            AnnotationError: Image or PNG cannot be read, or is of another size than the record.
+        """
+        # Of a size that merely differs, mmdet would make masks with pixels out of place.
+        data = self.get_data_info(idx)
+        fault = self._map_fault(data, size_only=True) if self._is_local() else None
+        if fault:
+            raise AnnotationError(f"{self.ann_file}: {fault}")
+        return super().prepare_data(idx)
+
+    def _map_fault(self, data: dict, size_only: bool = False) -> str | None:
+        if data["seg_map_path"] is None:
+            return None
+        size = data["height"], data["width"]
+        return map_fault(data["img_id"], data["seg_map_path"], *size, size_only=size_only)
