@@ -7,6 +7,7 @@ import sys
 
 from mmdet_plus.engine.errors import run_command
 from mmseg_plus.common.arguments import count
+from mmseg_plus.common.errors import UserError
 from mmseg_plus.common.files import write_file, write_json
 
 
@@ -42,7 +43,15 @@ def parse_args() -> argparse.Namespace:
         "--models", nargs="+", metavar="CONFIG", help="two-stage configs; the first is the baseline"
     )
     complexity.add_argument("--rois", type=count, default=100, help="RoIs with a mask (100)")
-    for kind in (ops, pipeline, model, complexity):
+    panoptic = kinds.add_parser("panoptic", help="panoptic quality beside panopticapi and mmdet")
+    panoptic.add_argument("--images", type=count, default=20, help="images of Shapes (20)")
+    panoptic.add_argument(
+        "--size", nargs=2, type=count, default=(480, 640), metavar=("H", "W"), help="(480 640)"
+    )
+    panoptic.add_argument("--ann", metavar="GT.json", help="a COCO panoptic file to measure on too")
+    panoptic.add_argument("--seg-dir", metavar="DIR", help="folder of its PNGs")
+    panoptic.add_argument("--repeats", type=count, default=5, help="rounds (5)")
+    for kind in (ops, pipeline, model, complexity, panoptic):
         kind.add_argument("--out", metavar="FILE.json", help="write the record there")
     return parser.parse_args()
 
@@ -54,6 +63,7 @@ def main() -> int:
         "pipeline": run_pipeline,
         "model": run_model,
         "complexity": run_complexity,
+        "panoptic": run_panoptic,
     }
     return run_command(lambda: kinds[args.kind](args))
 
@@ -98,6 +108,18 @@ def run_complexity(args: argparse.Namespace) -> None:
     from mmdet_plus.benchmark.complexity import MODELS_COMPARED, complexity, markdown
 
     record = complexity(args.models or MODELS_COMPARED, rois=args.rois)
+    print(markdown(record))
+    report(record, args.out)
+
+
+def run_panoptic(args: argparse.Namespace) -> None:
+    """Measure panoptic evaluation."""
+    from mmdet_plus.benchmark.panoptic import markdown, panoptic_speed
+
+    if (args.ann is None) != (args.seg_dir is None):
+        raise UserError("--ann and --seg-dir go together: the file, and the folder of its PNGs")
+    real = (args.ann, args.seg_dir) if args.ann else None
+    record = panoptic_speed(args.images, tuple(args.size), args.repeats, real)
     print(markdown(record))
     report(record, args.out)
 

@@ -1,0 +1,284 @@
+"""Panoptic quality of files: COCO panoptic JSONs and their PNGs, checked and counted."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from mmengine.fileio import get
+
+from mmdet_plus.datasets.checked_coco import CheckedCOCOPanoptic
+from mmdet_plus.datasets.panoptic_checks import tell_things
+from mmseg_plus.common.coco_checks import (
+    AnnotationError,
+    MissingDataError,
+    leaves_folder,
+    raise_faults,
+    read_annotation_file,
+)
+from mmseg_plus.common.files import is_remote
+
+from .panoptic_quality import (
+    Counts,
+    Overlaps,
+    Segments,
+    add_counts,
+    category_quality,
+    contradictions,
+    count_segments,
+    overlap_areas,
+    panoptic_figures,
+    segments_of,
+)
+
+_REQUIRED = ("images", "annotations", "categories")
+
+
+def pq_from_files(
+    gt_json: str | os.PathLike,
+    gt_folder: str | os.PathLike,
+    pred_json: str | os.PathLike,
+    pred_folder: str | os.PathLike,
+    *,
+    thing_classes: Sequence[str] | None = None,
+    strict: bool = True,
+    classwise: bool = False,
+) -> dict[str, float]:
+    """Panoptic quality of predictions in COCO's panoptic format, of whatever model.
+
+    The figures are panopticapi's; every image of the ground truth needs a prediction.
+
+    Args:
+        gt_json: The ground truth, with ``images``, ``annotations`` and ``categories``.
+        gt_folder: Folder of its PNGs.
+        pred_json: The predictions: an object with ``annotations`` of ``image_id``, ``file_name``
+            and ``segments_info`` (``id`` and ``category_id`` as in the ground truth).
+        pred_folder: Folder of their PNGs.
+        thing_classes: Names of the things, for a ground truth whose categories lack ``isthing``.
+        strict: Whether to refuse ground truth whose JSON and PNGs contradict each other: a segment
+            in one of them alone, or another area. False counts as panopticapi does, which looks at
+            predictions only: areas are the JSON's, what has no pixels is missed, and an id that is
+            not listed belongs to no segment.
+        classwise: Whether to add the categories' own figures ``{name}_PQ``, ``{name}_SQ`` and
+            ``{name}_RQ``, of categories that occur.
+
+    Returns:
+        Figures as of :func:`mmdet_plus.evaluation.panoptic_quality.panoptic_figures`, in percent.
+
+    Raises:
+        UserError: A file or record cannot be used; the message names it and the mend.
+    """
+    truth = CheckedCOCOPanoptic(str(gt_json), str(gt_json), _REQUIRED)
+    categories = truth.dataset["categories"]
+    names = {category["name"]: category["id"] for category in categories}
+    unknown = [name for name in thing_classes or () if name not in names]
+    if unknown:
+        raise AnnotationError(f"{gt_json}: no category is called {unknown}, see `thing_classes`")
+    told = {} if thing_classes is None else {name: name in thing_classes for name in names}
+    raise_faults(str(gt_json), tell_things(categories, told, "`thing_classes`"))
+    predictions = read_predictions(pred_json, truth)
+    counts = add_counts(
+        count_image(truth, ident, gt_folder, predictions[ident], pred_folder, pred_json, strict)
+        for ident in sorted(truth.annotated, key=repr)
+    )
+    figures = panoptic_figures(counts, *split_categories(categories))
+    for name, ident in names.items() if classwise else ():
+        quality = category_quality(counts.get(ident)) or {}
+        figures.update({f"{name}_{figure}": 100 * value for figure, value in quality.items()})
+    return figures
+
+
+def split_categories(categories: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
+    """Ids of the things, and of the stuff."""
+    things = [category["id"] for category in categories if category["isthing"]]
+    stuff = [category["id"] for category in categories if not category["isthing"]]
+    return things, stuff
+
+
+def read_predictions(path: str | os.PathLike, truth: CheckedCOCOPanoptic) -> dict[Any, dict]:
+    """Read a JSON of panoptic predictions.
+
+    Args:
+        path: The file.
+        truth: The ground truth; predictions on other images are left out.
+
+    Returns:
+        The records of ``annotations`` by image id, one for each annotated image.
+
+    Raises:
+        UserError: The file or a record cannot be used, or an image has no prediction.
+    """
+    if os.path.isfile(path) and _holds_list(path):
+        raise AnnotationError(
+            f"{path}: holds a list, as results of instances do; panoptic predictions are an object "
+            "with `annotations`, each with `image_id`, `file_name` and `segments_info`"
+        )
+    records = read_annotation_file(str(path), str(path), ("annotations",))["annotations"]
+    raise_faults(str(path), _prediction_faults(records, truth))
+    return {record["image_id"]: record for record in records}
+
+
+def _holds_list(path: str | os.PathLike) -> bool:
+    with open(path, "rb") as file:
+        return file.read(64).lstrip().startswith(b"[")
+
+
+def _prediction_faults(records: Sequence[dict], truth: CheckedCOCOPanoptic) -> Iterator[str]:
+    seen = set()
+    for position, record in enumerate(records):
+        ident, name = record.get("image_id"), record.get("file_name")
+        who = f"the prediction on image {ident!r} (file_name {name!r}, record {position})"
+        if not isinstance(ident, int | str) or ident in seen:
+            yield f"{who}: needs an `image_id`, and an image only one prediction"
+            continue
+        seen.add(ident)
+        if ident not in truth.annotated:
+            continue
+        if not isinstance(name, str) or not name or leaves_folder(name):
+            yield f'{who}: needs the name of its PNG as `file_name`, such as "000001.png"'
+        segments = record.get("segments_info")
+        if not isinstance(segments, list) or not all(isinstance(s, dict) for s in segments):
+            yield f"{who}: lacks the list `segments_info`; are these predictions of instances?"
+            continue
+        numbers = set()
+        for segment in segments:
+            number, category = segment.get("id"), segment.get("category_id")
+            if type(number) is not int or number <= 0 or number in numbers:
+                yield (
+                    f"{who}, segment {number!r}: its `id` must be a whole number > 0 of its own; "
+                    "0 is void"
+                )
+                continue
+            numbers.add(number)
+            if type(category) is not int or category not in truth.cats:
+                yield (
+                    f"{who}, segment {number!r}: unknown category_id {category!r}; write the ids "
+                    f"of {truth.source}, not labels"
+                )
+    missing = sorted(truth.annotated - seen, key=repr)
+    if missing:
+        yield (
+            f"no prediction on {len(missing)} of {len(truth.annotated)} images of {truth.source}, "
+            f"the first is {missing[0]!r}; predict on all, or take them out of the ground truth"
+        )
+
+
+def count_image(
+    truth: CheckedCOCOPanoptic,
+    ident: Any,
+    gt_folder: str | os.PathLike,
+    prediction: Mapping[str, Any],
+    pred_folder: str | os.PathLike,
+    pred_source: object = "predictions",
+    strict: bool = True,
+) -> dict[int, Counts]:
+    """Match and count the segments of an image whose PNGs are files.
+
+    Args:
+        truth: The ground truth.
+        ident: The image's id.
+        gt_folder: Folder of the ground truth's PNGs.
+        prediction: ``file_name`` and ``segments_info``.
+        pred_folder: Folder of the predicted PNGs.
+        pred_source: What to call the predictions in messages.
+        strict: As of :func:`pq_from_files`.
+
+    Raises:
+        UserError: A PNG cannot be used; or does not fit its record.
+    """
+    image = truth.imgs[ident]
+    size = image["height"], image["width"]
+    who = f"image {ident!r}"
+    gt = read_id_map(os.path.join(gt_folder, image["segm_file"]), f"{truth.source}: {who}", size)
+    pred_path = os.path.join(pred_folder, prediction["file_name"])
+    pred = read_id_map(pred_path, f"{pred_source}: {who}", size)
+    overlaps = overlap_areas(gt, pred)
+    found = segments_of(prediction["segments_info"])._replace(areas=None)
+    faults = contradictions(overlaps.pred_ids, overlaps.areas, found)
+    raise_faults(f"{pred_source}: {who} ({pred_path})", faults)
+    listed = segments_of(truth.imgToAnns[ident])
+    if strict:
+        check_truth(overlaps, listed, f"{truth.source}: {who} ({image['segm_file']})")
+    return count_segments(overlaps, listed, found)
+
+
+def check_truth(overlaps: Overlaps, listed: Segments, who: str) -> None:
+    """Refuse ground truth of which JSON and PNG contradict each other.
+
+    Args:
+        overlaps: Areas of the pairs with any prediction.
+        listed: The segments of the JSON.
+        who: What to call it: file, image, PNG.
+
+    Raises:
+        AnnotationError: With the first contradictions.
+    """
+    faults = list(contradictions(overlaps.gt_ids, overlaps.areas, listed))
+    if faults:
+        faults[-1] += " (`strict=False` counts what is there, as panopticapi does)"
+        raise_faults(who, faults)
+
+
+def read_id_map(
+    path: str,
+    who: str,
+    size: tuple[int, int] | None = None,
+    backend_args: dict | None = None,
+) -> np.ndarray:
+    """Read the PNG of an image's segments.
+
+    Args:
+        path: The file; mmengine reads it if it is not local.
+        who: The image, for messages.
+        size: Height and width that it must have.
+        backend_args: mmengine's.
+
+    Returns:
+        (H, W) uint32 ids, R + 256 G + 65536 B.
+
+    Raises:
+        MissingDataError: There is no such file.
+        AnnotationError: It is no picture, has not the size, or holds no colours of 8 bits.
+    """
+    try:
+        remote = is_remote(path, backend_args)
+        raw = get(path, backend_args) if remote else Path(path).read_bytes()
+    except OSError as error:
+        raise MissingDataError(
+            f"{who}: its PNG {path} cannot be read ({error.strerror or error}); put it there, or "
+            "correct the folder or the annotation's `file_name`"
+        ) from None
+    # A tag of how a camera was held turns no ids.
+    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+    picture = cv2.imdecode(np.frombuffer(raw, np.uint8), flags) if raw else None
+    if picture is None:
+        raise AnnotationError(
+            f"{who}: {path} cannot be read as a picture; is it cut short? Write it again"
+        )
+    if size is not None and picture.shape[:2] != tuple(size):
+        raise AnnotationError(
+            f"{who}: {path} is {list(picture.shape[:2])} (height, width) but the image is "
+            f"{list(size)}; write it at the image's size, without interpolation: its colours are "
+            "ids"
+        )
+    if picture.ndim == 2 and not picture.any():
+        return np.zeros(picture.shape, np.uint32)
+    if picture.dtype != np.uint8 or picture.ndim == 2:
+        kind = "grey" if picture.ndim == 2 else "a picture"
+        raise AnnotationError(
+            f"{who}: {path} is {kind} of {8 * picture.itemsize} bits; ids stand in three colours "
+            "of 8 bits, R + 256 G + 65536 B: write it with panopticapi's id2rgb"
+        )
+    alpha = picture.shape[2] == 4
+    rgba = cv2.cvtColor(picture, cv2.COLOR_BGRA2RGBA if alpha else cv2.COLOR_BGR2RGBA)
+    ids = rgba.view("<u4")[..., 0]
+    ids &= 0xFFFFFF
+    return ids
+
+
+def encode_id_map(ids: np.ndarray) -> bytes:
+    """The PNG of (H, W) whole numbers in [0, 2^24), the reverse of :func:`read_id_map`."""
+    bgr = np.stack([ids >> 16 & 255, ids >> 8 & 255, ids & 255], -1).astype(np.uint8)
+    return cv2.imencode(".png", bgr)[1].tobytes()

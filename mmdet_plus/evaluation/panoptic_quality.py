@@ -1,0 +1,318 @@
+"""Panoptic quality on arrays: segments of two id maps are matched and counted.
+
+The rules are those of panopticapi (Kirillov et al. 2019, *Panoptic Segmentation*, section 4, and
+what its code adds for void and crowds):
+
+1. The IoU of a predicted and a true segment is intersection / (predicted area + true area -
+   intersection - predicted pixels on void). Void are the pixels of ground truth with id 0. Pixels
+   with an id that the ground truth does not list are no void; they belong to no segment.
+2. The two match if their category is the same, the true one is no crowd and the IoU is above 0.5.
+   So each has at most one match: a true positive.
+3. A true segment without a match is a false negative, unless it is a crowd.
+4. A predicted segment without a match is a false positive, unless more than half of its pixels lie
+   on void or on the crowd of its category (the last one listed, if there are several).
+
+Per category, PQ is the sum of the matches' IoU over TP + FP/2 + FN/2, SQ the mean IoU of the
+matches (0 without one) and RQ TP over that same sum; PQ = SQ x RQ. The figures of a group are means
+over its categories that occur in ground truth or predictions at all.
+
+All of it follows from the areas of the pairs (true id, predicted id). Maps of segments have long
+runs of equal pixels, so :func:`overlap_areas` looks for the ends of the runs and sorts those, some
+thousands, in place of all pixels.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from terminaltables import AsciiTable
+
+from mmseg_plus.common.coco_checks import raise_faults
+
+VOID = 0
+
+
+class Segments(NamedTuple):
+    """The segments that an id map is said to have.
+
+    Attributes:
+        ids: (N,) int64 above 0, all different.
+        categories: (N,) int64.
+        crowd: (N,) bool, or None where there are no crowds.
+        areas: (N,) int64 pixels as the record says, or None where the map's pixels are to count.
+    """
+
+    ids: np.ndarray
+    categories: np.ndarray
+    crowd: np.ndarray | None = None
+    areas: np.ndarray | None = None
+
+
+class Overlaps(NamedTuple):
+    """Areas of all pairs of a true and a predicted id that share pixels.
+
+    Attributes:
+        gt_ids: (K,) int64.
+        pred_ids: (K,) int64. A pair may occur more than once, its area is the sum.
+        areas: (K,) int64, pixels.
+    """
+
+    gt_ids: np.ndarray
+    pred_ids: np.ndarray
+    areas: np.ndarray
+
+
+class Counts(NamedTuple):
+    """What panoptic quality needs to know of a category.
+
+    Attributes:
+        tp: Matched pairs.
+        fp: Predicted segments without a match.
+        fn: True segments without a match.
+        iou: Sum of the IoUs of the matched pairs.
+    """
+
+    tp: int
+    fp: int
+    fn: int
+    iou: float
+
+
+def pq_statistics(
+    gt: np.ndarray,
+    pred: np.ndarray,
+    gt_segments: Sequence[Mapping[str, Any]],
+    pred_segments: Sequence[Mapping[str, Any]],
+) -> dict[int, Counts]:
+    """Match and count the segments of one image, see the module's docstring.
+
+    Args:
+        gt: (H, W) whole numbers, the ids of the ground truth; 0 = void.
+        pred: (H, W) whole numbers, the predicted ids; 0 = no segment.
+        gt_segments: COCO's records: ``id``, ``category_id`` and, if there are such, ``iscrowd`` and
+            ``area`` (pixels; where any record lacks it, all are counted in the map).
+        pred_segments: ``id`` and ``category_id``.
+
+    Returns:
+        Counts of the categories that have any, by category id.
+
+    Raises:
+        ValueError: The maps differ in shape, or predicted map and records contradict each other.
+    """
+    overlaps = overlap_areas(gt, pred)
+    found = segments_of(pred_segments)
+    raise_faults("predictions", contradictions(overlaps.pred_ids, overlaps.areas, found))
+    return count_segments(overlaps, segments_of(gt_segments), found)
+
+
+def segments_of(records: Sequence[Mapping[str, Any]]) -> Segments:
+    """COCO's ``segments_info`` as arrays; areas only where all records have one."""
+    ids = np.array([record["id"] for record in records], np.int64)
+    categories = np.array([record["category_id"] for record in records], np.int64)
+    crowd = np.array([record.get("iscrowd", 0) == 1 for record in records], bool)
+    areas = None
+    if all("area" in record for record in records):
+        areas = np.array([record["area"] for record in records])
+    return Segments(ids, categories, crowd, areas)
+
+
+def overlap_areas(gt: np.ndarray, pred: np.ndarray) -> Overlaps:
+    """Count the pixels of all pairs of ids.
+
+    Args:
+        gt: (H, W) whole numbers in [0, 2^31).
+        pred: (H, W), likewise.
+
+    Returns:
+        The pairs that occur, each once, sorted by true id, then by predicted id.
+
+    Raises:
+        ValueError: The shapes differ, or an id is out of range.
+    """
+    if gt.shape != pred.shape:
+        raise ValueError(f"id maps of one image have one size, not {gt.shape} and {pred.shape}")
+    if not gt.size:
+        return Overlaps(*np.zeros((3, 0), np.int64))
+    gt, pred = gt.ravel(), pred.ravel()
+    change = gt[1:] != gt[:-1]
+    change |= pred[1:] != pred[:-1]
+    bounds = np.concatenate(([0], change.nonzero()[0] + 1, [gt.size]))
+    starts, lengths = bounds[:-1], bounds[1:] - bounds[:-1]
+    gt, pred = gt[starts].astype(np.int64), pred[starts].astype(np.int64)
+    for ids in (gt, pred):
+        if not 0 <= ids.min() <= ids.max() < 2**31:
+            raise ValueError(f"ids must be in [0, 2^31), found {ids.min()} to {ids.max()}")
+    pairs, number = np.unique((gt << 32) | pred, return_inverse=True)
+    # The sums are whole numbers, which doubles hold exactly up to 2^53.
+    areas = np.bincount(number, lengths, minlength=len(pairs)).astype(np.int64)
+    return Overlaps(pairs >> 32, pairs & 0xFFFFFFFF, areas)
+
+
+def contradictions(ids: np.ndarray, areas: np.ndarray, listed: Segments) -> Iterator[str]:
+    """Where an id map and the records of its segments do not agree.
+
+    Args:
+        ids: (K,) ids in the map; one may occur more than once.
+        areas: (K,) their pixels.
+        listed: The records. Their areas are compared if they are there.
+
+    Yields:
+        Descriptions of faults, each with its mend.
+    """
+    pixels: Counter[int] = Counter()
+    for ident, area in zip(ids.tolist(), areas.tolist(), strict=True):
+        pixels[ident] += area
+    records = listed.ids.tolist()
+    told = [None] * len(records) if listed.areas is None else listed.areas.tolist()
+    for ident in sorted(pixels.keys() - set(records) - {VOID}):
+        yield (
+            f"segment {ident} ({pixels[ident]} pixels) is in the PNG but not in `segments_info`; "
+            "list it there, or give its pixels the id 0, void. Ids in a PNG are "
+            "R + 256 G + 65536 B"
+        )
+    for ident, area in zip(records, told, strict=True):
+        if not pixels[ident]:
+            yield (
+                f"segment {ident} is in `segments_info` but has no pixel in the PNG; remove it. "
+                "Ids in a PNG are R + 256 G + 65536 B"
+            )
+        elif area is not None and area != pixels[ident]:
+            yield (
+                f"segment {ident} has the area {area} in `segments_info` but {pixels[ident]} "
+                "pixels in the PNG; write that number (was the PNG resized?)"
+            )
+
+
+def count_segments(overlaps: Overlaps, truth: Segments, found: Segments) -> dict[int, Counts]:
+    """Match and count the segments of one image from the areas of their pairs.
+
+    Args:
+        overlaps: Areas of the pairs.
+        truth: True segments.
+        found: Predicted segments, each with pixels; their areas are those of the map.
+
+    Returns:
+        Counts of the categories that have any.
+    """
+    of_truth = _positions(truth.ids, overlaps.gt_ids)
+    of_found = _positions(found.ids, overlaps.pred_ids)
+
+    def found_pixels(where: np.ndarray) -> np.ndarray:
+        """Pixels of each predicted segment in some of the pairs."""
+        return _sums(of_found[where], overlaps.areas[where], len(found.ids))
+
+    hit = of_found >= 0
+    found_areas = found_pixels(hit)
+    on_void = found_pixels(hit & (overlaps.gt_ids == VOID))
+    known = of_truth >= 0
+    true_areas = truth.areas
+    if true_areas is None:
+        true_areas = _sums(of_truth[known], overlaps.areas[known], len(truth.ids))
+    crowd = np.zeros(len(truth.ids), bool) if truth.crowd is None else truth.crowd
+
+    pairs = np.flatnonzero(hit & known)
+    gt, pred, shared = of_truth[pairs], of_found[pairs], overlaps.areas[pairs]
+    iou = shared / (found_areas[pred] + true_areas[gt] - shared - on_void[pred])
+    match = (truth.categories[gt] == found.categories[pred]) & ~crowd[gt] & (iou > 0.5)
+    own_crowd = np.full(len(found.ids), -1)
+    for crowd_segment in np.flatnonzero(crowd):
+        own_crowd[found.categories == truth.categories[crowd_segment]] = crowd_segment
+    on_crowd = found_pixels(pairs[gt == own_crowd[pred]])
+    gt, pred, iou = gt[match], pred[match], iou[match]
+
+    missed = ~crowd
+    missed[gt] = False
+    wrong = (on_void + on_crowd) / found_areas <= 0.5
+    wrong[pred] = False
+
+    matched = found.categories[pred].tolist()
+    tp, fp = Counter(matched), Counter(found.categories[wrong].tolist())
+    fn = Counter(truth.categories[missed].tolist())
+    total = dict.fromkeys(tp, 0.0)
+    for category, value in zip(matched, iou.tolist(), strict=True):
+        total[category] += value
+    return {
+        category: Counts(tp[category], fp[category], fn[category], total.get(category, 0.0))
+        for category in sorted(tp.keys() | fp.keys() | fn.keys())
+    }
+
+
+def add_counts(parts: Iterable[Mapping[int, Counts]]) -> dict[int, Counts]:
+    """Add up the counts of several images, by category."""
+    total: dict[int, Counts] = {}
+    for part in parts:
+        for category, counts in part.items():
+            before = total.get(category, Counts(0, 0, 0, 0.0))
+            total[category] = Counts(*(a + b for a, b in zip(before, counts, strict=True)))
+    return total
+
+
+def category_quality(counts: Counts | None) -> dict[str, float] | None:
+    """PQ, SQ and RQ of a category, shares in [0, 1]; None for one that does not occur."""
+    if counts is None or not counts.tp + counts.fp + counts.fn:
+        return None
+    segments = counts.tp + counts.fp / 2 + counts.fn / 2
+    return {
+        "PQ": counts.iou / segments,
+        "SQ": counts.iou / counts.tp if counts.tp else 0.0,
+        "RQ": counts.tp / segments,
+    }
+
+
+def panoptic_figures(
+    counts: Mapping[int, Counts], things: Collection[int], stuff: Collection[int]
+) -> dict[str, float]:
+    """Average PQ, SQ and RQ over the categories.
+
+    Args:
+        counts: Counts over all images.
+        things: Ids of the thing categories.
+        stuff: Ids of the stuff categories.
+
+    Returns:
+        ``PQ``, ``SQ``, ``RQ``, and the three with ``_th`` (things) and ``_st`` (stuff), in percent;
+        -1 where no category of the group occurs.
+    """
+    figures = {}
+    for suffix, group in (("", [*things, *stuff]), ("_th", things), ("_st", stuff)):
+        qualities = [category_quality(counts.get(category)) for category in group]
+        present = [quality for quality in qualities if quality is not None]
+        for name in ("PQ", "SQ", "RQ"):
+            total = sum(quality[name] for quality in present)
+            figures[name + suffix] = 100 * total / len(present) if present else -1.0
+    return figures
+
+
+def group_table(figures: Mapping[str, float], things: int, stuff: int) -> str:
+    """Lay out the figures of all classes, things and stuff, and how many of each occur."""
+    rows = [["", "PQ", "SQ", "RQ", "categories"]]
+    groups = (("All", "", things + stuff), ("Things", "_th", things), ("Stuff", "_st", stuff))
+    for name, suffix, number in groups:
+        own = [f"{figures[figure + suffix]:.3f}" for figure in ("PQ", "SQ", "RQ")]
+        rows.append([name, *own, number])
+    return AsciiTable(rows).table
+
+
+def class_table(counts: Mapping[str, Counts | None]) -> str:
+    """Lay out the figures of each class; "-" where it does not occur."""
+    rows = [["category", "PQ", "SQ", "RQ", "TP", "FP", "FN"]]
+    for name, own in counts.items():
+        quality = category_quality(own)
+        figures = ["-"] * 3 if quality is None else [f"{100 * v:.3f}" for v in quality.values()]
+        rows.append([name, *figures, *(map(str, own[:3]) if own else "000")])
+    return AsciiTable(rows).table
+
+
+def _positions(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """(K,) place of each wanted id among (N,) ids, -1 where it is not there."""
+    if not len(ids):
+        return np.full(len(wanted), -1)
+    order = np.argsort(ids)
+    place = order[np.searchsorted(ids, wanted, sorter=order).clip(max=len(ids) - 1)]
+    return np.where(ids[place] == wanted, place, -1)
+
+
+def _sums(index: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
+    """(size,) int64 sums of the values by index; exact below 2^53."""
+    return np.bincount(index, values, minlength=size).astype(np.int64)
