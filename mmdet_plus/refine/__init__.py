@@ -4,6 +4,8 @@ from .iterative_projection_roi_head import (
     IterativeProjectionCascadeRoIHead,
     IterativeProjectionRoIHead,
 )
+from .occlusion import OcclusionNetwork
+from .occlusion_head import OcclusionHead
 from .projection import IterativeProjection
 from .refine import REFINE
 from .semantic_head import ProjectionSemanticHead
@@ -13,5 +15,7 @@ __all__ = [
     "IterativeProjection",
     "IterativeProjectionCascadeRoIHead",
     "IterativeProjectionRoIHead",
+    "OcclusionHead",
+    "OcclusionNetwork",
     "ProjectionSemanticHead",
 ]

@@ -3,9 +3,11 @@
 import copy
 from typing import Any
 
+import torch
 from mmdet.models.detectors.panoptic_two_stage_segmentor import TwoStagePanopticSegmentor
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
+from mmdet.utils import InstanceList, OptConfigType
 from torch import Tensor
 
 
@@ -19,8 +21,33 @@ class REFINE(TwoStagePanopticSegmentor):
         roi_head: Config of an :class:`IterativeProjectionRoIHead` or
             :class:`IterativeProjectionCascadeRoIHead`.
         semantic_head: Config of a :class:`ProjectionSemanticHead`.
+        occlusion_head: Config of an :class:`OcclusionHead`, for fusers by occlusion.
+        freeze: Whether the occlusion head alone is trained; all else stays as it was loaded.
         kwargs: Of mmdet's ``TwoStagePanopticSegmentor``.
+
+    Raises:
+        ValueError: There is nothing but an occlusion head to train, and none.
     """
+
+    def __init__(
+        self, *, occlusion_head: OptConfigType = None, freeze: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.occlusion_head = None if occlusion_head is None else MODELS.build(occlusion_head)
+        self.freeze = freeze
+        if freeze:
+            if self.occlusion_head is None:
+                raise ValueError("freeze=True trains the occlusion head alone: give one")
+            self.requires_grad_(False)
+            self.occlusion_head.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> "REFINE":
+        """Enter training; what is frozen stays as at test."""
+        super().train(mode)
+        if mode and self.freeze:
+            for child in self.children():
+                child.train(child is self.occlusion_head)
+        return self
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
         """Compute the losses of all parts.
@@ -32,11 +59,22 @@ class REFINE(TwoStagePanopticSegmentor):
 
         Returns:
             Those of Panoptic-FPN, where ``loss_seg`` is that of P_sem^(0); ``loss_mask_t`` and
-            ``loss_seg_t`` of each iteration t; in a cascade the former as ``s0.loss_mask_1``.
+            ``loss_seg_t`` of each iteration t, in a cascade the former as ``s0.loss_mask_1``; and
+            those of the occlusion head. Of a frozen model the latter alone.
         """
-        if not self.roi_head.num_iterations:
-            return super().loss(batch_inputs, batch_data_samples)
         x = self.extract_feat(batch_inputs)
+        losses = {} if self.freeze else self._task_losses(x, batch_data_samples)
+        if self.occlusion_head is not None:
+            # What the model finds at test is what fusers are asked about.
+            with torch.no_grad():
+                results, _ = self._find(x, batch_data_samples, rescale=False)
+            losses |= self.occlusion_head.loss(x, results, batch_data_samples)
+        return losses
+
+    def _task_losses(
+        self, x: tuple[Tensor, ...], batch_data_samples: SampleList
+    ) -> dict[str, Tensor]:
+        """The losses of both tasks, from the feature maps."""
         # The RPN knows one class.
         rpn_samples = copy.deepcopy(batch_data_samples)
         for sample in rpn_samples:
@@ -45,9 +83,12 @@ class REFINE(TwoStagePanopticSegmentor):
             x, rpn_samples, proposal_cfg=self.train_cfg.get("rpn_proposal", self.test_cfg.rpn)
         )
         losses = {
-            name.replace("loss_", "loss_rpn_", 1) if "rpn" not in name else name: value
+            name if "rpn" in name or "loss" not in name else f"rpn_{name}": value
             for name, value in losses.items()
         }
+        if not self.roi_head.num_iterations:
+            losses |= self.roi_head.loss(x, proposals, batch_data_samples)
+            return losses | self.semantic_head.loss(x, batch_data_samples)
         state = self._with_semantics(x)
         losses["loss_seg"] = self.semantic_head.loss_by_feat(state[-1], batch_data_samples)
         for name, value in self.roi_head.loss(state, proposals, batch_data_samples).items():
@@ -71,16 +112,28 @@ class REFINE(TwoStagePanopticSegmentor):
         Returns:
             The samples with ``pred_panoptic_seg.sem_seg`` (1, H, W), in mmdet's labels.
         """
-        if not self.roi_head.num_iterations:
-            return super().predict(batch_inputs, batch_data_samples, rescale)
-        x = self.extract_feat(batch_inputs)
         metas = [sample.metainfo for sample in batch_data_samples]
-        proposals = self.rpn_head.predict(x, batch_data_samples, rescale=False)
-        state = self._with_semantics(x)
-        results = self.roi_head.predict(state, proposals, batch_data_samples, rescale=rescale)
-        seg_preds = self.semantic_head.predict_by_feat(state[-1], metas, rescale)
+        x = self.extract_feat(batch_inputs)
+        results, seg_preds = self._find(x, batch_data_samples, rescale)
+        if self.occlusion_head is not None:
+            factors = [meta["scale_factor"] if rescale else (1.0, 1.0) for meta in metas]
+            scales = [batch_inputs.new_tensor((*factor, *factor)) for factor in factors]
+            results = self.occlusion_head.predict(x, results, scales)
         fused = self.panoptic_fusion_head.predict(results, seg_preds)
         return self.add_pred_to_datasample(batch_data_samples, fused)
+
+    def _find(
+        self, x: tuple[Tensor, ...], batch_data_samples: SampleList, rescale: bool
+    ) -> tuple[InstanceList, list[Tensor]]:
+        """Instances with masks, and semantic logits, of each image."""
+        metas = [sample.metainfo for sample in batch_data_samples]
+        proposals = self.rpn_head.predict(x, batch_data_samples, rescale=False)
+        if not self.roi_head.num_iterations:
+            results = self.roi_head.predict(x, proposals, batch_data_samples, rescale=rescale)
+            return results, self.semantic_head.predict(x, metas, rescale)
+        state = self._with_semantics(x)
+        results = self.roi_head.predict(state, proposals, batch_data_samples, rescale=rescale)
+        return results, self.semantic_head.predict_by_feat(state[-1], metas, rescale)
 
     def _with_semantics(self, x: tuple[Tensor, ...]) -> list[Tensor]:
         """The feature maps, F_sem and P_sem^(0), as the RoI heads take them."""

@@ -1,0 +1,187 @@
+"""The occlusion head: the network beside a two-stage panoptic model, in training and at test.
+
+Shape letters: K instances of an image, H x W the image they lie in.
+"""
+
+import torch
+import torch.nn.functional as F
+from mmcv.ops import roi_align
+from mmdet.registry import MODELS
+from mmdet.structures import SampleList
+from mmdet.structures.bbox import bbox2roi
+from mmdet.utils import ConfigType, InstanceList
+from mmengine.model import BaseModule
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from .occlusion import (
+    OcclusionNetwork,
+    Priors,
+    occlusion_matrix,
+    occlusion_targets,
+    overlapping_pairs,
+)
+
+# Masks are read at every fourth pixel: the network sees 14 x 14 of them.
+_STRIDE = 4
+_MASK_SIZE = 28
+
+
+@MODELS.register_module()
+class OcclusionHead(BaseModule):
+    """Predicts who lies on top of whom, from the instances that a model found.
+
+    Masks are read as they were pasted into the image, so that the head fits any model with masks.
+
+    Args:
+        num_classes: Classes of things.
+        roi_extractor: Config of the extractor of the RoIs' features.
+        overlap_thr: Two instances overlap if they share more than this part of the smaller one.
+        score_thr: Instances of lower scores, which no fuser uses, are passed over at test; as the
+            fuser's.
+        match_iou: In training an instance stands for the ground truth of its class whose mask it
+            overlaps most, from this IoU on.
+        loss_weight: Of the cross-entropy.
+        kwargs: Further ones of :class:`OcclusionNetwork`, the switches of the priors among them.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        roi_extractor: ConfigType,
+        *,
+        overlap_thr: float = 0.2,
+        score_thr: float = 0.5,
+        match_iou: float = 0.5,
+        loss_weight: float = 1.0,
+        **kwargs,
+    ) -> None:
+        super().__init__()
+        self.roi_extractor = MODELS.build(roi_extractor)
+        self.network = OcclusionNetwork(
+            num_classes, channels=self.roi_extractor.out_channels, **kwargs
+        )
+        self.overlap_thr = overlap_thr
+        self.score_thr = score_thr
+        self.match_iou = match_iou
+        self.loss_weight = loss_weight
+
+    def loss(
+        self, x: tuple[Tensor, ...], results_list: InstanceList, batch_data_samples: SampleList
+    ) -> dict[str, Tensor]:
+        """Learn from the overlaps of what was found in a batch.
+
+        Args:
+            x: Feature maps.
+            results_list: Per image, what the model finds, in pixels of the network's input:
+                ``bboxes`` (K, 4), ``labels`` (K,), ``masks`` (K, H, W) bool.
+            batch_data_samples: ``gt_instances`` with ``labels``, and ``masks`` that do not overlap.
+
+        Returns:
+            ``loss_occlusion``, and ``acc_occlusion``, the percentage of pairs that are right (100
+            where there is none).
+        """
+        logits, targets = [], []
+        for i, (results, sample) in enumerate(zip(results_list, batch_data_samples, strict=True)):
+            masks = results.masks[:, ::_STRIDE, ::_STRIDE]
+            pairs = overlapping_pairs(masks, self.overlap_thr)
+            segments = sample.gt_instances.masks.to_tensor(torch.bool, masks.device)
+            segments = segments[:, ::_STRIDE, ::_STRIDE]
+            rows, cols = masks.shape[1:]
+            segments = segments[:, :rows, :cols]
+            owners = match(
+                masks, results.labels, segments, sample.gt_instances.labels, self.match_iou
+            )
+            target = occlusion_targets(masks, owners, ownership(segments), pairs)
+            usable = target >= 0
+            pairs, target = pairs[usable], target[usable]
+            if len(pairs):
+                logits.append(self.network(self.priors(x, i, results, results.bboxes), pairs))
+                targets.append(target)
+        if not targets:
+            # Every parameter takes part, as distributed training needs.
+            nothing = sum(parameter.sum() for parameter in self.parameters()) * 0
+            return dict(loss_occlusion=nothing, acc_occlusion=nothing.detach() + 100)
+        found, wanted = torch.cat(logits), torch.cat(targets)
+        loss = F.binary_cross_entropy_with_logits(found.float(), wanted.float())
+        accuracy = 100 * ((found > 0) == wanted.bool()).float().mean()
+        return dict(loss_occlusion=self.loss_weight * loss, acc_occlusion=accuracy)
+
+    @torch.no_grad()
+    def predict(
+        self, x: tuple[Tensor, ...], results_list: InstanceList, scales: list[Tensor]
+    ) -> InstanceList:
+        """Give each image's instances their ``occlusion`` (K, K).
+
+        Args:
+            x: Feature maps.
+            results_list: Per image, ``bboxes``, ``scores``, ``labels`` and ``masks`` (K, H, W).
+            scales: Per image, (4,), what their boxes are multiplied with to be in pixels of the
+                network's input.
+
+        Returns:
+            The results; pairs that do not overlap, or of too low scores, have 0.
+        """
+        for i, (results, scale) in enumerate(zip(results_list, scales, strict=True)):
+            kept = (results.scores >= self.score_thr).nonzero()[:, 0]
+            chosen = results[kept]
+            pairs = overlapping_pairs(chosen.masks, self.overlap_thr)
+            matrix = results.scores.new_zeros(len(results), len(results), dtype=torch.float32)
+            if len(pairs):
+                logits = self.network(self.priors(x, i, chosen, chosen.bboxes * scale), pairs)
+                matrix[kept[:, None], kept] = occlusion_matrix(pairs, logits, len(kept))
+            results.occlusion = matrix
+        return results_list
+
+    def priors(
+        self, x: tuple[Tensor, ...], image: int, results: InstanceData, boxes: Tensor
+    ) -> Priors:
+        """What the network knows of one image's instances.
+
+        Args:
+            x: Feature maps of the batch.
+            image: Which one.
+            results: ``bboxes`` and ``masks`` in the same pixels, and ``labels``.
+            boxes: The same boxes in pixels of the network's input.
+        """
+        rois = bbox2roi([boxes])
+        rois[:, 0] = image
+        features = self.roi_extractor(x[: self.roi_extractor.num_inputs], rois)
+        masks = results.masks[:, None, ::_STRIDE, ::_STRIDE].to(features)
+        index = torch.arange(len(masks), device=rois.device)[:, None]
+        crops = torch.cat([index.to(rois), results.bboxes.to(rois)], 1)
+        masks = roi_align(masks, crops.to(masks), _MASK_SIZE, 1 / _STRIDE, 0, "avg", True)
+        return Priors(masks[:, 0], features, results.labels)
+
+
+def match(
+    masks: Tensor, labels: Tensor, segments: Tensor, segment_labels: Tensor, least_iou: float
+) -> Tensor:
+    """Find the ground truth that each instance stands for.
+
+    Args:
+        masks: (K, h, w) bool.
+        labels: (K,).
+        segments: (G, h, w) bool, of the ground truth.
+        segment_labels: (G,).
+        least_iou: From this IoU on.
+
+    Returns:
+        (K,): 0 for none, g + 1 for the segment g of the same class and the largest IoU.
+    """
+    if not len(masks) or not len(segments):
+        return labels.new_zeros(len(masks))
+    ours, theirs = masks.flatten(1).float(), segments.flatten(1).float()
+    shared = ours @ theirs.T
+    iou = shared / (ours.sum(1)[:, None] + theirs.sum(1)[None] - shared).clamp(min=1)
+    iou = iou.masked_fill(labels[:, None] != segment_labels[None], 0)
+    best, place = iou.max(1)
+    return (place + 1).masked_fill(best < least_iou, 0)
+
+
+def ownership(segments: Tensor) -> Tensor:
+    """The segment of each pixel, (G, h, w) bool -> (h, w) int64: g + 1, or 0 for none."""
+    canvas = segments.new_zeros(segments.shape[1:], dtype=torch.long)
+    for number, segment in enumerate(segments, 1):
+        canvas[segment] = number
+    return canvas

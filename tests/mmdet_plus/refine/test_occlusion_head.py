@@ -1,0 +1,225 @@
+"""The occlusion head beside a model: its targets, training alone and jointly, and at test."""
+
+import copy
+
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
+from tiny_mr_rcnn import TWO_IMAGES
+from tiny_refine import CHANNELS, THINGS, build, losses_of, make_panoptic_batch, model_cfg
+
+from mmdet_plus.refine import OcclusionHead
+from mmdet_plus.refine.occlusion_head import match, ownership
+
+EXTRACTOR = dict(
+    type="SingleRoIExtractor",
+    roi_layer=dict(type="RoIAlign", output_size=14, sampling_ratio=0),
+    out_channels=CHANNELS,
+    featmap_strides=[4, 8, 16, 32],
+)
+HEAD = dict(
+    type="OcclusionHead",
+    num_classes=THINGS,
+    roi_extractor=EXTRACTOR,
+    score_thr=0.0,
+    conv_channels=8,
+    fc_channels=16,
+    embedding=4,
+)
+SIDE = 64
+BOXES = torch.tensor([[4.0, 4, 36, 36], [20, 20, 60, 60], [44, 0, 64, 16]])
+
+
+def drawn(boxes):
+    masks = torch.zeros(len(boxes), SIDE, SIDE, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = True
+    return masks
+
+
+def found(scores=(0.9, 0.8, 0.7)):
+    """Two squares that overlap, and one apart."""
+    return InstanceData(
+        bboxes=BOXES.clone(),
+        scores=torch.tensor(scores),
+        labels=torch.tensor([0, 1, 2]),
+        masks=drawn(BOXES),
+    )
+
+
+def truth(front):
+    """The same squares without overlap, ``front`` in front of the others."""
+    masks = drawn(BOXES)
+    for other in range(3):
+        if other != front:
+            masks[other] &= ~masks[front]
+    return DetDataSample(
+        gt_instances=InstanceData(
+            labels=torch.tensor([0, 1, 2]), masks=BitmapMasks(masks.numpy(), SIDE, SIDE)
+        )
+    )
+
+
+@pytest.fixture
+def features():
+    generator = torch.Generator().manual_seed(0)
+    sizes = (16, 8, 4, 2)
+    return tuple(torch.randn(2, CHANNELS, s, s, generator=generator) for s in sizes)
+
+
+@pytest.fixture
+def head():
+    arguments = {key: value for key, value in HEAD.items() if key != "type"}
+    torch.manual_seed(0)
+    head = OcclusionHead(**arguments)
+    head.init_weights()
+    return head
+
+
+def test_matches_are_of_the_same_class_and_overlap_enough():
+    masks, labels = drawn(BOXES), torch.tensor([0, 1, 2])
+    assert match(masks, labels, masks.flip(0), labels.flip(0), 0.5).tolist() == [3, 2, 1]
+    assert match(masks, labels, masks.flip(0), labels, 0.5).tolist() == [0, 2, 0]
+    half = masks.clone()
+    half[0, 20:] = False  # half of the first square
+    assert match(half, labels, masks, labels, 0.5).tolist() == [1, 2, 3]
+    assert match(half, labels, masks, labels, 0.6).tolist() == [0, 2, 3]
+    assert match(masks, labels, masks[:0], labels[:0], 0.5).tolist() == [0, 0, 0]
+    assert match(masks[:0], labels[:0], masks, labels, 0.5).shape == (0,)
+
+
+def test_ownership():
+    canvas = ownership(drawn(BOXES[[0, 2]]))
+    assert canvas[10, 10] == 1 and canvas[5, 50] == 2 and canvas[40, 40] == 0
+
+
+def test_it_learns_who_lies_on_top(head, features):
+    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
+    results, samples = [found(), found()], [truth(front=0), truth(front=0)]
+    first = head.loss(features, results, samples)["loss_occlusion"]
+    for _ in range(20):
+        losses = head.loss(features, results, samples)
+        optimizer.zero_grad()
+        losses["loss_occlusion"].backward()
+        optimizer.step()
+    assert losses["loss_occlusion"] < 0.3 * first and losses["acc_occlusion"] == 100
+    ones = [torch.ones(4)] * 2
+    matrix = head.predict(features, [found(), found()], ones)[0].occlusion
+    assert matrix[0, 1] > 0.7 > 0.3 > matrix[1, 0]
+    # The other way round the same overlap has the opposite target.
+    other = head.loss(features, results, [truth(front=1), truth(front=1)])
+    assert other["acc_occlusion"] == 0
+
+
+def test_only_pairs_that_overlap_have_a_prediction(head, features):
+    (result,) = head.predict(features, [found()], [torch.ones(4)])
+    assert result.occlusion.shape == (3, 3) and result.occlusion.count_nonzero() == 2
+    assert result.occlusion[0, 1] > 0 and result.occlusion[1, 0] > 0
+    head.score_thr = 0.85
+    (result,) = head.predict(features, [found()], [torch.ones(4)])
+    assert not result.occlusion.any(), "the second one counts for nothing"
+    (result,) = head.predict(features, [found()[:0]], [torch.ones(4)])
+    assert result.occlusion.shape == (0, 0)
+
+
+def test_boxes_of_the_original_image_are_scaled_for_the_features(head, features):
+    (plain,) = head.predict(features, [found()], [torch.ones(4)])
+    doubled = found()
+    doubled.bboxes = doubled.bboxes * 2
+    doubled.masks = doubled.masks.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    (large,) = head.predict(features, [copy.deepcopy(doubled)], [torch.full((4,), 0.5)])
+    torch.testing.assert_close(large.occlusion, plain.occlusion, atol=0.05, rtol=0)
+    (wrong,) = head.predict(features, [doubled], [torch.ones(4)])
+    assert not torch.equal(large.occlusion, wrong.occlusion)
+
+
+def test_features_are_those_of_the_image(head, features):
+    first, second = (head.priors(features, image, found(), BOXES).features for image in (0, 1))
+    assert not torch.allclose(first, second)
+    masks = head.priors(features, 0, found(), BOXES).masks
+    assert masks.shape == (3, 28, 28)
+    assert masks[0, 2:-2, 2:-2].min() == 1, "a full square in its own box"
+
+
+def test_nothing_to_learn_leaves_no_parameter_out(head, features):
+    losses = head.loss(features, [found()[:0], found()[2:]], [truth(0), truth(0)])
+    losses["loss_occlusion"].backward()
+    assert losses["loss_occlusion"] == 0 and losses["acc_occlusion"] == 100
+    assert all(parameter.grad is not None for parameter in head.network.parameters())
+
+
+# In the model
+
+
+def refine_cfg(num_iterations=1, **changes):
+    cfg = model_cfg(num_iterations)
+    cfg.occlusion_head = ConfigDict(copy.deepcopy(HEAD))
+    cfg.panoptic_fusion_head.type = "SoftOcclusionFusion"
+    cfg.update(changes)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return make_panoptic_batch(TWO_IMAGES)
+
+
+@pytest.mark.parametrize("num_iterations", [0, 1])
+def test_joint_training(batch, num_iterations):
+    model = build(refine_cfg(num_iterations))
+    losses = losses_of(model, batch)
+    assert {"loss_occlusion", "acc_occlusion", "loss_seg", "loss_cls"} <= losses.keys()
+    model.parse_losses(losses)[0].backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_frozen_model_trains_its_occlusion_head_alone(batch):
+    model = build(refine_cfg(freeze=True)).train()
+    assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {
+        "occlusion_head"
+    }
+    assert [name for name, child in model.named_children() if child.training] == ["occlusion_head"]
+    before = copy.deepcopy(model.state_dict())
+    losses = losses_of(model, batch)
+    assert losses.keys() == {"loss_occlusion", "acc_occlusion"}
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(ValueError, match="freeze=True"):
+        build(model_cfg(1) | dict(freeze=True))
+
+
+@pytest.mark.parametrize("kind", ["HeuristicFusion", "OcclusionFusion", "SoftOcclusionFusion"])
+@pytest.mark.parametrize("rescale", [False, True])
+def test_prediction(batch, kind, rescale):
+    cfg = refine_cfg()
+    cfg.panoptic_fusion_head.type = kind
+    model = build(cfg).eval()
+    data = model.data_preprocessor(copy.deepcopy(batch), False)
+    with torch.no_grad():
+        samples = model.predict(data["inputs"], data["data_samples"], rescale=rescale)
+    for sample in samples:
+        assert sample.pred_panoptic_seg.sem_seg.shape == (1, 96, 96)
+
+
+def test_occlusion_decides_the_map(batch, monkeypatch):
+    model = build(refine_cfg()).eval()
+    data = model.data_preprocessor(copy.deepcopy(batch), False)
+    maps = []
+    for upside_down in (False, True):
+
+        def predict(x, results_list, scales, upside_down=upside_down):
+            for results in results_list:
+                order = torch.arange(len(results), dtype=torch.float32)
+                in_front = (order[:, None] < order[None]).float()
+                results.scores = torch.full_like(results.scores, 0.9)
+                results.occlusion = in_front.T if upside_down else in_front
+            return results_list
+
+        monkeypatch.setattr(model.occlusion_head, "predict", predict)
+        with torch.no_grad():
+            samples = model.predict(data["inputs"], copy.deepcopy(data["data_samples"]))
+        maps.append(samples[0].pred_panoptic_seg.sem_seg)
+    assert not torch.equal(*maps)
