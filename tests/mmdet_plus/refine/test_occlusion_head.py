@@ -141,7 +141,7 @@ def test_features_are_those_of_the_image(head, features):
     assert not torch.allclose(first, second)
     masks = head.priors(features, 0, found(), BOXES).masks
     assert masks.shape == (3, 28, 28)
-    assert masks[0, 2:-2, 2:-2].min() == 1, "a full square in its own box"
+    assert masks[0, 2:-2, 2:-2].min() > 0.999, "a full square in its own box"
 
 
 def test_nothing_to_learn_leaves_no_parameter_out(head, features):
