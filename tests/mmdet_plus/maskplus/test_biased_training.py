@@ -377,6 +377,10 @@ def test_a_wrapped_model_is_listened_to(listening):
     hook.after_train(runner)
     assert losses_of(wrapper)["loss_mask"] == 4
     assert not model._forward_hooks and not wrapper._forward_hooks
+    # It is the model that is listened to, and named.
+    listening(wrapper, losses=["loss_masks"])
+    with pytest.raises(UserError, match="; Toy has loss_cls"):
+        losses_of(model)
 
 
 def test_a_distributed_model_is_listened_to(tmp_path, listening):
