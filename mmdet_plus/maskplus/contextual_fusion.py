@@ -5,7 +5,6 @@ Shape letters: N images, K RoIs, C channels, S x S features of a RoI (14 x 14).
 
 from collections.abc import Sequence
 
-import torch
 from mmcv.cnn import ConvModule
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.registry import MODELS
@@ -116,10 +115,10 @@ class ContextualFusionExtractor(SingleRoIExtractor):
             sizes: Height and width of each image in pixels of the network's input.
 
         Returns:
-            (N, C, S, S).
+            (N, 1, C, S, S); five dimensions tell them from a level.
         """
         coarsest = feats[-1]
-        return self.roi_layers[-1](coarsest, full_image_rois(sizes, coarsest))
+        return self.roi_layers[-1](coarsest, full_image_rois(sizes, coarsest))[:, None]
 
     def forward(
         self, feats: tuple[Tensor, ...], rois: Tensor, roi_scale_factor: float | None = None
@@ -139,10 +138,10 @@ class ContextualFusionExtractor(SingleRoIExtractor):
                 so by its ``loss``, ``predict`` or ``forward``.
         """
         *levels, image_feats = feats
-        if image_feats.shape[-2:] != torch.Size(self.roi_layers[-1].output_size):
+        if image_feats.ndim != 5:
             raise ValueError(
                 "contextual_fusion: the features of the whole images are missing behind the "
                 f"{len(self.roi_layers)} levels; call the RoI head by loss, predict or forward"
             )
         roi_feats = super().forward(tuple(levels), rois, roi_scale_factor)
-        return self.fusion(roi_feats, image_feats, rois[:, 0])
+        return self.fusion(roi_feats, image_feats[:, 0], rois[:, 0])

@@ -54,6 +54,11 @@ class MaskPlusHead(FCNMaskHead):
         super().__init__(**kwargs)
         if deconv_pyramid and not self.num_convs:
             raise ValueError("deconv_pyramid follows the convolutions: num_convs must not be 0")
+        if quasi_multitask and (self.upsample is None or self.scale_factor != 2):
+            raise ValueError(
+                "quasi_multitask halves or doubles masks of twice the RoI features' size: "
+                "upsample_cfg must enlarge them by 2"
+            )
         self.deconv_pyramid = DeconvPyramid(self.conv_out_channels) if deconv_pyramid else None
         self.boundary_refinement = (
             build_boundary_refinement(boundary_refinement, self.conv_logits.out_channels)

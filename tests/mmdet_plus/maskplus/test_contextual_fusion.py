@@ -152,6 +152,9 @@ def test_features_of_the_images_that_are_missing_are_told(extractor, levels, num
     given = levels[: extractor.num_inputs] if number == 5 else levels[:4]
     with pytest.raises(ValueError, match="features of the whole images are missing"):
         extractor(given, ROIS)
+    # P6 of a picture of 896 pixels has the size of a RoI's features.
+    with pytest.raises(ValueError, match="features of the whole images are missing"):
+        extractor((*levels[:4], torch.zeros(2, 4, 14, 14)), ROIS)
 
 
 # In the RoI heads

@@ -15,6 +15,8 @@ from tiny_maskplus import SIDE, build, predict, same_predictions, sampled, with_
 from tiny_mr_rcnn import losses_of
 from torch.nn import functional as F
 
+from mmdet_plus.maskplus import MaskPlusHead
+
 SCALES = [(0.5, 14), (2, 56)]
 TRAIN = ConfigDict(mask_size=28)
 
@@ -291,3 +293,12 @@ def test_other_names_are_still_told(pair):
         keys = model.load_state_dict(weights, strict=False)
         assert keys.missing_keys == ["roi_head.mask_head.conv_logits.bias"]
         assert keys.unexpected_keys == ["roi_head.mask_head.quasi.weight"]
+
+
+@pytest.mark.parametrize(
+    "upsample", [dict(type=None), dict(type="deconv", scale_factor=4)], ids=["none", "4x"]
+)
+def test_only_masks_of_twice_the_features_are_halved_or_doubled(upsample):
+    with pytest.raises(ValueError, match="must enlarge them by 2"):
+        MaskPlusHead(quasi_multitask=0.5, upsample_cfg=upsample)
+    MaskPlusHead(upsample_cfg=upsample)
