@@ -10,7 +10,7 @@ import pytest
 import torch
 from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
-from mmengine.structures import PixelData
+from mmengine.structures import InstanceData, PixelData
 from tiny_mr_rcnn import TWO_IMAGES, losses_of, make_batch, total, train_a_little
 
 from mmdet_plus.datasets import make_shapes
@@ -268,3 +268,25 @@ def test_the_panoptic_map_follows_the_instances(build, panoptic_cfg, batch, resc
         assert found.scores[best] >= 0.05 and (inside % 1000 == found.labels[best]).all()
         assert (inside // 1000 > 0).all()
         assert set(seg[seg < 1000].tolist()) <= {3, 4, 5}
+
+
+def test_another_fuser(build, panoptic_cfg):
+    masks = torch.zeros(1, 32, 32, dtype=torch.bool)
+    masks[0, 4:20, 4:20] = True
+    found = InstanceData(masks=masks, scores=torch.tensor([0.9]), labels=torch.tensor([1]))
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 4, generator=generator).repeat_interleave(8, 1)
+    logits = logits.repeat_interleave(8, 2)
+    changes = {"model.test_cfg.panoptic.stuff_area_limit": 1}
+
+    def fused(**fuser):
+        model = build(cfg=panoptic_cfg, changes=changes | {"model.panoptic_fusion_head": fuser})
+        return model.fuse(found, logits).sem_seg
+
+    plain, void = fused(type="HeuristicFusion"), 3 + 2
+    assert set(plain.unique().tolist()) == {1 + 1000, 3, 4, void}
+    # No region is as sure as that: all stuff is erased, and the instance stays.
+    erased = fused(unknown_erasing=dict(threshold=1.0))
+    assert torch.equal(erased, plain.where(plain >= 1000, torch.tensor(void)).int())
+    with pytest.raises(ValueError, match="OcclusionFusion needs 'occlusion'"):
+        fused(type="OcclusionFusion")
