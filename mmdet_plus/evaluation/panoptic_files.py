@@ -250,9 +250,8 @@ def read_id_map(
             f"{who}: its PNG {path} cannot be read ({error.strerror or error}); put it there, or "
             "correct the folder or the annotation's `file_name`"
         ) from None
-    # A tag of how a camera was held turns no ids.
-    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
-    picture = cv2.imdecode(np.frombuffer(raw, np.uint8), flags) if raw else None
+    # As it is: neither turned as a camera was held, nor brought to 8 bits.
+    picture = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED) if raw else None
     if picture is None:
         raise AnnotationError(
             f"{who}: {path} cannot be read as a picture; is it cut short? Write it again"

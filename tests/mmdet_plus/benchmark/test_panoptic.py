@@ -47,12 +47,18 @@ def test_record_of_drawn_and_given_data(tmp_path):
     ]
     for row in rows:
         assert row["times_faster"] == pytest.approx(
-            row["baseline_seconds"] / row["seconds"], rel=0.05, abs=0.01
+            row["baseline_cpu_seconds"] / row["cpu_seconds"], rel=0.05, abs=0.01
         )
         assert len(row["rounds"]["ours"]) == len(row["rounds"]["theirs"]) == 2
     assert record["threads"] == 1 and str(tmp_path) not in json.dumps(record)
     table = markdown(record)
     assert table.count("\n") == 8 and "| panoptic_val, 2 images | PNGs of predictions |" in table
+
+
+def test_the_page_quotes_the_record(repo_root):
+    record = json.loads((repo_root / "docs/results/panoptic/metric_speed.json").read_text())
+    page = (repo_root / "docs/data.md").read_text()
+    assert markdown(record) in page and record["command"] in page
 
 
 def test_other_counts_than_the_baselines_are_no_record():

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from panopticapi.evaluation import pq_compute_single_core
+from PIL import Image
 
 from mmdet_plus.benchmark.panoptic import perturb
 from mmdet_plus.evaluation import pq_from_files
@@ -173,6 +174,17 @@ def test_predictions_on_other_images_are_left_out(files):
     assert pq_from_files(*files.arguments()) == figures
 
 
+def test_areas_of_predictions_are_counted_whatever_they_say(files):
+    figures = pq_from_files(*files.arguments())
+
+    def edit(content):
+        for ann in content["annotations"]:
+            for segment in ann["segments_info"]:
+                segment.update(area=1, iscrowd=1)
+
+    assert pq_from_files(*files.arguments(None, edit)) == figures
+
+
 def test_ground_truth_that_contradicts_itself(files):
     def lost(content):
         content["annotations"][0]["segments_info"].pop(0)
@@ -261,6 +273,15 @@ def test_pngs_that_cannot_be_used(files, kind, name):
     path.write_bytes(encode_id_map(np.zeros((48, 59), int)))
     with pytest.raises(AnnotationError, match=rf"{who} is \[48, 59\] .*the image is \[48, 60\]"):
         pq_from_files(*arguments)
+
+
+def test_a_tag_of_how_the_camera_was_held_turns_nothing(tmp_path):
+    ids = np.arange(20).reshape(4, 5)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.fromarray(np.stack([ids, 0 * ids, 0 * ids], -1).astype(np.uint8))
+    picture.save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_id_map(str(tmp_path / "turned.png"), "x", (4, 5)), ids)
 
 
 def test_a_picture_without_colours_is_all_void(tmp_path):

@@ -170,6 +170,9 @@ def test_written_predictions_have_the_same_figures(dataset, files, samples, tmp_
     assert [len(ann) for ann in content["annotations"]] == [3] * len(samples)
     segment = content["annotations"][0]["segments_info"][0]
     assert sorted(segment) == ["area", "category_id", "id", "isthing"]
+    for ann in content["annotations"]:
+        ids = [segment["id"] for segment in ann["segments_info"]]
+        assert ids == list(range(1, len(ids) + 1))
     only = str(tmp_path / "only")
     metric = build(
         dataset.metainfo, ann_file=files["ann_file"], outfile_prefix=only, format_only=True
