@@ -493,7 +493,7 @@ SEESAW = dict(loss_cls=dict(type="SeesawLoss", num_classes=3))
         (dict(refining_bbox_head=SEESAW), "loss_cls=SeesawLoss has score channels of its own"),
         (
             dict(mask_head=dict(type="HTCMaskHead", in_channels=64, num_classes=3)),
-            "must run as that does, HTCMaskHead does not",
+            "HTCMaskHead does neither",
         ),
     ],
 )
