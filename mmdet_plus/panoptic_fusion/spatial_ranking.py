@@ -19,7 +19,7 @@ def fuse_spatial_ranking(
     stuff_area_limit: int = 4096,
     score_thr: float = 0.5,
 ) -> tuple[Array, list[dict[str, Any]]]:
-    """Combine instances and a semantic map by ranking scores (Liu et al., OANet, section 3.3).
+    """Combine instances and a semantic map by ranking scores (OANet, Liu et al., CVPR 2019).
 
     As :func:`fuse_heuristic` but for the order: the highest ranking score comes on top, equal ones
     in the order given. ``score_thr`` is still a matter of ``scores``.

@@ -75,7 +75,7 @@ def erase_regions(
     """Set the uncertain regions of a given label map to void.
 
     Args:
-        labels: (H, W) int64 in [0, C).
+        labels: (H, W) int64 in [-1, C); -1 is no class.
         probs: (C, H, W) probabilities.
         threshold: See :func:`unknown_erasing`, as for the rest.
         dilation: See there.
@@ -87,9 +87,8 @@ def erase_regions(
     """
     if isinstance(dilation, bool) or dilation != int(dilation) or dilation < 0:
         raise ValueError(f"dilation must be a whole number of pixels >= 0, got {dilation!r}")
-    tested = {int(label) for label in stuff_classes}
-    ignored = [label for label in range(len(probs)) if label not in tested]
-    regions = connected_components(labels, ignored).long()
+    ignored = {-1, *range(len(probs))} - {int(label) for label in stuff_classes}
+    regions = connected_components(labels, sorted(ignored)).long()
     confidence = region_confidence(regions, labels, probs, int(dilation))
     # Number 0 are the pixels of other classes; their confidence is not asked for.
     erased = confidence < threshold

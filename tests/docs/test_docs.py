@@ -102,6 +102,7 @@ def options_of(*sources: str) -> set[str]:
         ("bpr_refine.py", ["tools/bpr_refine.py"]),
         ("bpr_evaluate.py", ["tools/bpr_evaluate.py"]),
         ("bpr_patches.py", ["tools/bpr_patches.py"]),
+        ("panoptic_fuse.py", ["tools/panoptic_fuse.py"]),
     ],
 )
 def test_tools_page_lists_each_option(tool, sources):

@@ -139,8 +139,9 @@ def test_regions_of_a_map_that_is_given():
     probs = torch.tensor([0.7, 0.3])[:, None, None].expand(2, 4, 4)
     labels = torch.ones(4, 4, dtype=torch.long)
     labels[:, 2:] = 0
+    labels[0] = -1
     erased = erase_regions(labels, probs, 0.5, 1, [0, 1], 5)
-    assert (erased[:, :2] == 5).all() and (erased[:, 2:] == 0).all()
+    assert (erased[1:, :2] == 5).all() and (erased[1:, 2:] == 0).all() and (erased[0] == -1).all()
 
 
 def test_no_pixels():
