@@ -57,6 +57,7 @@ class HeuristicFusion(BasePanopticFusionHead):
 
     Semantics of two kinds are told apart by the number of channels: mmdet's of Panoptic-FPN (the
     stuff classes, then one for all things), and REFINE's (the classes of things, then of stuff).
+    With one class of things the numbers are the same, and ``things_apart`` must tell.
 
     Args:
         num_things_classes: Classes of things.
@@ -65,6 +66,7 @@ class HeuristicFusion(BasePanopticFusionHead):
             ``score_thr``; those of :func:`fuse_heuristic` where left out. mmdet's models put
             ``test_cfg.panoptic`` here.
         unknown_erasing: Config of :class:`UnknownErasing`, or an empty dict for its defaults.
+        things_apart: Whether semantics are of REFINE's kind; found out if None.
         init_cfg: None.
     """
 
@@ -74,6 +76,7 @@ class HeuristicFusion(BasePanopticFusionHead):
         num_stuff_classes: int = 53,
         test_cfg: OptConfigType = None,
         unknown_erasing: OptConfigType = None,
+        things_apart: bool | None = None,
         init_cfg: OptConfigType = None,
     ) -> None:
         super().__init__(num_things_classes, num_stuff_classes, test_cfg, init_cfg=init_cfg)
@@ -81,6 +84,7 @@ class HeuristicFusion(BasePanopticFusionHead):
         if "mask_overlap" in settings:
             settings.setdefault("overlap_thr", settings["mask_overlap"])
         self.settings = {name: settings[name] for name in _SETTINGS if name in settings}
+        self.things_apart = things_apart
         self.unknown_erasing = None
         if unknown_erasing is not None:
             self.unknown_erasing = MODELS.build({"type": "UnknownErasing", **unknown_erasing})
@@ -114,9 +118,16 @@ class HeuristicFusion(BasePanopticFusionHead):
     def stuff_channels(self, channels: int) -> range:
         """The channels of stuff among C."""
         things, stuff = self.num_things_classes, self.num_stuff_classes
-        if channels == stuff + 1:
+        merged, apart = channels == stuff + 1, channels == things + stuff
+        if merged and apart and self.things_apart is None:
+            raise ValueError(
+                f"{type(self).__name__}: with one class of things the semantics do not tell "
+                "whether it comes first (things_apart=True, as in REFINE) or last (False, as in "
+                "Panoptic-FPN): set things_apart"
+            )
+        if merged and not (apart and self.things_apart):
             return range(stuff)
-        if channels == things + stuff:
+        if apart:
             return range(things, channels)
         raise ValueError(
             f"{type(self).__name__}: semantics of {channels} channels are neither of {stuff} "

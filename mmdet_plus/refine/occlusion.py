@@ -129,6 +129,9 @@ class OcclusionNetwork(BaseModule):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for half in (self.first, self.second):
+            # Their sum is one convolution of both.
+            half.weight.data *= 0.5**0.5
         nn.init.xavier_uniform_(self.fc.weight)
         nn.init.zeros_(self.fc.bias)
         # Nobody on top of anybody, at first.

@@ -14,6 +14,8 @@ from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from mmplus_ops import mask_intersections
+
 from .occlusion import (
     OcclusionNetwork,
     Priors,
@@ -83,12 +85,15 @@ class OcclusionHead(BaseModule):
         """
         logits, targets = [], []
         for i, (results, sample) in enumerate(zip(results_list, batch_data_samples, strict=True)):
+            if len(results) < 2:
+                continue
             masks = results.masks[:, ::_STRIDE, ::_STRIDE]
-            pairs = overlapping_pairs(masks, self.overlap_thr)
             segments = sample.gt_instances.masks.to_tensor(torch.bool, masks.device)
             segments = segments[:, ::_STRIDE, ::_STRIDE]
-            rows, cols = masks.shape[1:]
-            segments = segments[:, :rows, :cols]
+            # After a crop mmdet pastes masks into the uncropped size.
+            rows, cols = map(min, masks.shape[1:], segments.shape[1:])
+            masks, segments = masks[:, :rows, :cols], segments[:, :rows, :cols]
+            pairs = overlapping_pairs(masks, self.overlap_thr)
             owners = match(
                 masks, results.labels, segments, sample.gt_instances.labels, self.match_iou
             )
@@ -171,9 +176,9 @@ def match(
     """
     if not len(masks) or not len(segments):
         return labels.new_zeros(len(masks))
-    ours, theirs = masks.flatten(1).float(), segments.flatten(1).float()
-    shared = ours @ theirs.T
-    iou = shared / (ours.sum(1)[:, None] + theirs.sum(1)[None] - shared).clamp(min=1)
+    areas = mask_intersections(torch.cat([masks, segments]))
+    shared, own = areas[: len(masks), len(masks) :], areas.diagonal()
+    iou = shared / (own[: len(masks), None] + own[None, len(masks) :] - shared).clamp(min=1)
     iou = iou.masked_fill(labels[:, None] != segment_labels[None], 0)
     best, place = iou.max(1)
     return (place + 1).masked_fill(best < least_iou, 0)

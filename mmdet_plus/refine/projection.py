@@ -122,7 +122,15 @@ class IterativeProjection(BaseModule):
         Returns:
             (K, D, S, S).
         """
-        return roi_feats + self.roi_align(sem_feats, rois)
+        return roi_feats + self._align(sem_feats, rois)
+
+    def _align(self, feats: Tensor, rois: Tensor) -> Tensor:
+        """RoIAlign on whole numbers of boxes, none included, in full precision."""
+        feats = _full(feats)
+        if len(rois):
+            return self.roi_align(feats, rois.to(feats))
+        # mmcv's CUDA kernel cannot be launched on nothing; the graph goes on all the same.
+        return feats.new_zeros(0, feats.shape[1], *self.roi_align.output_size) + feats.sum() * 0
 
     def forward(
         self,
@@ -150,10 +158,11 @@ class IterativeProjection(BaseModule):
             and logits of P_sem^(t), (N, C, h, w).
         """
         # Eq. 3 and 4.
-        aligned = self.roi_align(seg_preds.softmax(1), rois)
+        aligned = self._align(seg_preds.softmax(1), rois)
         mask_preds = self.mask_head(t)(torch.cat([enhanced, aligned], 1))
         # Eq. 5.
-        masks = mask_preds[torch.arange(len(labels), device=labels.device), labels].sigmoid()
+        # Half precision would move boxes by whole pixels.
+        masks = _full(mask_preds[torch.arange(len(labels), device=labels.device), labels]).sigmoid()
         if self.canvas_weight == "score":
             masks = masks * scores.detach().to(masks)[:, None, None]
         canvas = roi_flatten(
@@ -168,3 +177,8 @@ class IterativeProjection(BaseModule):
         # Eq. 6.
         semantic_head = self.semantic_heads[min(t, len(self.semantic_heads)) - 1]
         return mask_preds, semantic_head(canvas, sem_feats)
+
+
+def _full(values: Tensor) -> Tensor:
+    """Values of half precision in full precision, others as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

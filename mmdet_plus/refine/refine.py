@@ -10,6 +10,10 @@ from mmdet.structures import SampleList
 from mmdet.utils import InstanceList, OptConfigType
 from torch import Tensor
 
+from mmdet_plus.panoptic_fusion import HeuristicFusion
+
+from .semantic_head import ProjectionSemanticHead
+
 
 @MODELS.register_module()
 class REFINE(TwoStagePanopticSegmentor):
@@ -34,6 +38,10 @@ class REFINE(TwoStagePanopticSegmentor):
     ) -> None:
         super().__init__(**kwargs)
         self.occlusion_head = None if occlusion_head is None else MODELS.build(occlusion_head)
+        if isinstance(self.semantic_head, ProjectionSemanticHead) and isinstance(
+            self.panoptic_fusion_head, HeuristicFusion
+        ):
+            self.panoptic_fusion_head.things_apart = True
         self.freeze = freeze
         if freeze:
             if self.occlusion_head is None:
@@ -114,7 +122,19 @@ class REFINE(TwoStagePanopticSegmentor):
         """
         metas = [sample.metainfo for sample in batch_data_samples]
         x = self.extract_feat(batch_inputs)
-        results, seg_preds = self._find(x, batch_data_samples, rescale)
+        results, state = self._find(x, batch_data_samples, rescale)
+        if self.roi_head.num_iterations:
+            seg_preds = self.semantic_head.predict_by_feat(state[-1], metas, rescale)
+        else:
+            seg_preds = self.semantic_head.predict(x, metas, rescale)
+        if not rescale:
+            # Semantics come with the batch's padding, and no masks in the original's size.
+            shapes = [meta["img_shape"][:2] for meta in metas]
+            pairs = zip(seg_preds, shapes, strict=True)
+            seg_preds = [seg[:, :rows, :cols] for seg, (rows, cols) in pairs]
+            for result, shape in zip(results, shapes, strict=True):
+                if not len(result):
+                    result.masks = result.masks.new_zeros(0, *shape)
         if self.occlusion_head is not None:
             factors = [meta["scale_factor"] if rescale else (1.0, 1.0) for meta in metas]
             scales = [batch_inputs.new_tensor((*factor, *factor)) for factor in factors]
@@ -125,15 +145,11 @@ class REFINE(TwoStagePanopticSegmentor):
     def _find(
         self, x: tuple[Tensor, ...], batch_data_samples: SampleList, rescale: bool
     ) -> tuple[InstanceList, list[Tensor]]:
-        """Instances with masks, and semantic logits, of each image."""
-        metas = [sample.metainfo for sample in batch_data_samples]
+        """Instances with masks of each image, and the feature maps with the semantics."""
         proposals = self.rpn_head.predict(x, batch_data_samples, rescale=False)
-        if not self.roi_head.num_iterations:
-            results = self.roi_head.predict(x, proposals, batch_data_samples, rescale=rescale)
-            return results, self.semantic_head.predict(x, metas, rescale)
-        state = self._with_semantics(x)
+        state = self._with_semantics(x) if self.roi_head.num_iterations else list(x)
         results = self.roi_head.predict(state, proposals, batch_data_samples, rescale=rescale)
-        return results, self.semantic_head.predict_by_feat(state[-1], metas, rescale)
+        return results, state
 
     def _with_semantics(self, x: tuple[Tensor, ...]) -> list[Tensor]:
         """The feature maps, F_sem and P_sem^(0), as the RoI heads take them."""

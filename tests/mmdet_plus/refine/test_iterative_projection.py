@@ -1,5 +1,7 @@
 """IBPP: the equations, whose gradient goes where, and the RoI heads around them."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -326,3 +328,23 @@ def test_mixed_precision(batch):
     wrapper.update_params(total)
     assert total.isfinite()
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("score_thr", [0.0, 2.0], ids=["found", "nothing"])
+def test_a_padded_batch_without_rescaling(batch, score_thr):
+    cfg = model_cfg(1)
+    cfg.test_cfg.rcnn.score_thr = score_thr
+    cfg.panoptic_fusion_head.type = "HeuristicFusion"
+    cfg.test_cfg.panoptic.score_thr = 0.0
+    model = build(cfg)
+    small = copy.deepcopy(batch)
+    small["inputs"][1] = small["inputs"][1][:, :64, :80]
+    for sample, shape in zip(small["data_samples"], [(96, 96), (64, 80)], strict=True):
+        sample.set_metainfo(
+            dict(img_shape=shape, ori_shape=(2 * shape[0], 2 * shape[1]), scale_factor=(0.5, 0.5))
+        )
+    first, second = predictions(model, small, rescale=False)
+    assert first.pred_panoptic_seg.sem_seg.shape == (1, 96, 96)
+    assert second.pred_panoptic_seg.sem_seg.shape == (1, 64, 80)
+    _, second = predictions(model, small, rescale=True)
+    assert second.pred_panoptic_seg.sem_seg.shape == (1, 128, 160)

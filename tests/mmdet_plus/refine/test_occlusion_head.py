@@ -223,3 +223,14 @@ def test_occlusion_decides_the_map(batch, monkeypatch):
             samples = model.predict(data["inputs"], copy.deepcopy(data["data_samples"]))
         maps.append(samples[0].pred_panoptic_seg.sem_seg)
     assert not torch.equal(*maps)
+
+
+def test_masks_of_another_size_than_the_ground_truth(head, features):
+    """mmdet's masks of nothing have the size of the original, and so have those after a crop."""
+    larger = found()
+    larger.masks = torch.nn.functional.pad(larger.masks, (0, 32, 0, 32))
+    one, other = (head.loss(features, [r, r], [truth(0)] * 2) for r in (found(), larger))
+    torch.testing.assert_close(one["loss_occlusion"], other["loss_occlusion"])
+    nothing = found()[:0]
+    nothing.masks = torch.zeros(0, 200, 300, dtype=torch.bool)
+    assert head.loss(features, [nothing, nothing], [truth(0)] * 2)["loss_occlusion"] == 0
