@@ -30,7 +30,7 @@ class DeconvPyramid(BaseModule):
         constant_init(self.down[-1], 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(K, C, S, S) -> (K, C, S, S), S even."""
+        """(K, C, S, S) -> (K, C, S, S)."""
         fine = relu(self.up[0](x))
         finest = relu(self.up[1](fine))
         fine = fine + relu(self.down[0](finest))
