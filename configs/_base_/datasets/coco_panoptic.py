@@ -6,3 +6,7 @@ dataset_type = "CheckedCocoPanopticDataset"
 train_dataloader = dict(dataset=dict(type=dataset_type))
 val_dataloader = dict(dataset=dict(type=dataset_type))
 test_dataloader = dict(dataset=dict(type=dataset_type))
+
+# Counts by the classes of the data set, in whatever order the file has them.
+val_evaluator = dict(type="PanopticMetric")
+test_evaluator = dict(type="PanopticMetric")
