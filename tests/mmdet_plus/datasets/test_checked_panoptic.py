@@ -94,7 +94,7 @@ def test_labels_count_by_the_classes_not_by_the_file(root):
 
 def test_loaded_maps_have_the_labels_of_the_classes(root):
     pipeline = [
-        dict(type="mmdet.LoadImageFromFile"),
+        dict(type="LoadImageFromFile"),
         dict(type="mmdet.LoadPanopticAnnotations"),
         dict(type="mmdet.PackDetInputs"),
     ]
@@ -252,7 +252,7 @@ def test_png_is_the_annotations(root):
 
 
 def test_png_that_cannot_be_used_is_told_when_its_turn_comes(root):
-    pipeline = [dict(type="mmdet.LoadImageFromFile"), dict(type="mmdet.LoadPanopticAnnotations")]
+    pipeline = [dict(type="LoadImageFromFile"), dict(type="mmdet.LoadPanopticAnnotations")]
     dataset = build(root, pipeline=pipeline)
     path = root / "pan/a_pan.png"
     whole = path.read_bytes()
