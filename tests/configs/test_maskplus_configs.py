@@ -130,7 +130,7 @@ def test_the_other_backbones():
     [
         ("shapes", "maskplus_r18_shapes"),
         ("shapes", "maskplus_r18-w16_shapes-640"),
-        ("nuclei", "maskplus_r18_nuclei"),
+        ("nuclei", "maskplus_r18-w16_nuclei"),
         ("coco_tiny", "maskplus_r18_coco-tiny-overfit"),
     ],
 )

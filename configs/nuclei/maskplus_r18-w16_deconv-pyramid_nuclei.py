@@ -1,3 +1,3 @@
-_base_ = "./mask-rcnn_r18_nuclei.py"
+_base_ = "./mask-rcnn_r18-w16_nuclei.py"
 
 model = dict(roi_head=dict(type="MaskPlusRoIHead", deconv_pyramid=True))

@@ -1,5 +1,5 @@
 # All five techniques; filters a quarter of the paper's, as the features are.
-_base_ = "./mask-rcnn_r18_nuclei.py"
+_base_ = "./mask-rcnn_r18-w16_nuclei.py"
 
 model = dict(
     roi_head=dict(

@@ -1,3 +1,3 @@
-_base_ = "./mask-rcnn_r18_nuclei.py"
+_base_ = "./mask-rcnn_r18-w16_nuclei.py"
 
 custom_hooks = [dict(type="BiasedTrainingHook")]
