@@ -8,6 +8,8 @@ custom_imports = dict(
         "mmdet_plus.evaluation",
         "mmdet_plus.maskplus",
         "mmdet_plus.mr_rcnn",
+        "mmdet_plus.panoptic_fusion",
+        "mmdet_plus.refine",
     ],
     allow_failed_imports=False,
 )
