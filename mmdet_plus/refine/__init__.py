@@ -9,6 +9,7 @@ from .occlusion_head import OcclusionHead
 from .projection import IterativeProjection
 from .refine import REFINE
 from .semantic_head import ProjectionSemanticHead
+from .spatial_ranking_head import SpatialRankingHead
 
 __all__ = [
     "REFINE",
@@ -18,4 +19,5 @@ __all__ = [
     "OcclusionHead",
     "OcclusionNetwork",
     "ProjectionSemanticHead",
+    "SpatialRankingHead",
 ]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from mmcv.ops import roi_align
 from mmdet.registry import MODELS
-from mmdet.structures import SampleList
+from mmdet.structures import DetDataSample, SampleList
 from mmdet.structures.bbox import bbox2roi
 from mmdet.utils import ConfigType, InstanceList
 from mmengine.model import BaseModule
@@ -25,7 +25,7 @@ from .occlusion import (
 )
 
 # Masks are read at every fourth pixel: the network sees 14 x 14 of them.
-_STRIDE = 4
+STRIDE = 4
 _MASK_SIZE = 28
 
 
@@ -87,12 +87,7 @@ class OcclusionHead(BaseModule):
         for i, (results, sample) in enumerate(zip(results_list, batch_data_samples, strict=True)):
             if len(results) < 2:
                 continue
-            masks = results.masks[:, ::_STRIDE, ::_STRIDE]
-            segments = sample.gt_instances.masks.to_tensor(torch.bool, masks.device)
-            segments = segments[:, ::_STRIDE, ::_STRIDE]
-            # After a crop mmdet pastes masks into the uncropped size.
-            rows, cols = map(min, masks.shape[1:], segments.shape[1:])
-            masks, segments = masks[:, :rows, :cols], segments[:, :rows, :cols]
+            masks, segments = found_and_true_masks(results, sample)
             pairs = overlapping_pairs(masks, self.overlap_thr)
             owners = match(
                 masks, results.labels, segments, sample.gt_instances.labels, self.match_iou
@@ -152,11 +147,29 @@ class OcclusionHead(BaseModule):
         rois = bbox2roi([boxes])
         rois[:, 0] = image
         features = self.roi_extractor(x[: self.roi_extractor.num_inputs], rois)
-        masks = results.masks[:, None, ::_STRIDE, ::_STRIDE].to(features)
+        masks = results.masks[:, None, ::STRIDE, ::STRIDE].to(features)
         index = torch.arange(len(masks), device=rois.device)[:, None]
         crops = torch.cat([index.to(rois), results.bboxes.to(rois)], 1)
-        masks = roi_align(masks, crops.to(masks), _MASK_SIZE, 1 / _STRIDE, 0, "avg", True)
+        masks = roi_align(masks, crops.to(masks), _MASK_SIZE, 1 / STRIDE, 0, "avg", True)
         return Priors(masks[:, 0], features, results.labels)
+
+
+def found_and_true_masks(results: InstanceData, sample: DetDataSample) -> tuple[Tensor, Tensor]:
+    """The masks of an image, at every fourth pixel of the network's input.
+
+    Args:
+        results: What the model finds: ``masks`` (K, H, W) bool.
+        sample: With ``gt_instances.masks``.
+
+    Returns:
+        (K, h, w) and (G, h, w), bool.
+    """
+    masks = results.masks[:, ::STRIDE, ::STRIDE]
+    segments = sample.gt_instances.masks.to_tensor(torch.bool, masks.device)
+    segments = segments[:, ::STRIDE, ::STRIDE]
+    # After a crop mmdet pastes masks into the uncropped size.
+    rows, cols = map(min, masks.shape[1:], segments.shape[1:])
+    return masks[:, :rows, :cols], segments[:, :rows, :cols]
 
 
 def match(

@@ -1,6 +1,8 @@
 """The detector: a two-stage panoptic segmentor whose tasks read each other's predictions."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,24 +21,34 @@ from .semantic_head import ProjectionSemanticHead
 class REFINE(TwoStagePanopticSegmentor):
     """REFINE (Ren et al., AAAI 2021).
 
-    With ``roi_head.num_iterations=0`` it is Panoptic-FPN.
+    With ``roi_head.num_iterations=0`` it is Panoptic-FPN; with mmdet's own heads it is that, too,
+    so that the fusers with a network can be had for any two-stage panoptic model.
 
     Args:
         roi_head: Config of an :class:`IterativeProjectionRoIHead` or
-            :class:`IterativeProjectionCascadeRoIHead`.
-        semantic_head: Config of a :class:`ProjectionSemanticHead`.
-        occlusion_head: Config of an :class:`OcclusionHead`, for fusers by occlusion.
+            :class:`IterativeProjectionCascadeRoIHead`, or of one of mmdet's.
+        semantic_head: Config of a :class:`ProjectionSemanticHead`; with one of mmdet's RoI heads
+            mmdet's ``PanopticFPNHead`` will do.
+        occlusion_head: Config of an :class:`OcclusionHead`, for fusers by occlusion, or of a
+            :class:`SpatialRankingHead`, for that by ranking.
         freeze: Whether the occlusion head alone is trained; all else stays as it was loaded.
         kwargs: Of mmdet's ``TwoStagePanopticSegmentor``.
 
     Raises:
-        ValueError: There is nothing but an occlusion head to train, and none.
+        ValueError: There is nothing but an occlusion head to train, and none; or a head iterates
+            without semantics to read.
     """
 
     def __init__(
         self, *, occlusion_head: OptConfigType = None, freeze: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        # mmdet's RoI heads do not iterate.
+        self.num_iterations = getattr(self.roi_head, "num_iterations", 0)
+        if self.num_iterations and not isinstance(self.semantic_head, ProjectionSemanticHead):
+            raise ValueError(
+                "iterations read the semantics: semantic_head must be a ProjectionSemanticHead"
+            )
         self.occlusion_head = None if occlusion_head is None else MODELS.build(occlusion_head)
         if isinstance(self.semantic_head, ProjectionSemanticHead) and isinstance(
             self.panoptic_fusion_head, HeuristicFusion
@@ -74,7 +86,7 @@ class REFINE(TwoStagePanopticSegmentor):
         losses = {} if self.freeze else self._task_losses(x, batch_data_samples)
         if self.occlusion_head is not None:
             # What the model finds at test is what fusers are asked about.
-            with torch.no_grad():
+            with torch.no_grad(), _as_at_test(self):
                 results, _ = self._find(x, batch_data_samples, rescale=False)
             losses |= self.occlusion_head.loss(x, results, batch_data_samples)
         return losses
@@ -94,7 +106,7 @@ class REFINE(TwoStagePanopticSegmentor):
             name if "rpn" in name or "loss" not in name else f"rpn_{name}": value
             for name, value in losses.items()
         }
-        if not self.roi_head.num_iterations:
+        if not self.num_iterations:
             losses |= self.roi_head.loss(x, proposals, batch_data_samples)
             return losses | self.semantic_head.loss(x, batch_data_samples)
         state = self._with_semantics(x)
@@ -123,7 +135,7 @@ class REFINE(TwoStagePanopticSegmentor):
         metas = [sample.metainfo for sample in batch_data_samples]
         x = self.extract_feat(batch_inputs)
         results, state = self._find(x, batch_data_samples, rescale)
-        if self.roi_head.num_iterations:
+        if self.num_iterations:
             seg_preds = self.semantic_head.predict_by_feat(state[-1], metas, rescale)
         else:
             seg_preds = self.semantic_head.predict(x, metas, rescale)
@@ -147,7 +159,7 @@ class REFINE(TwoStagePanopticSegmentor):
     ) -> tuple[InstanceList, list[Tensor]]:
         """Instances with masks of each image, and the feature maps with the semantics."""
         proposals = self.rpn_head.predict(x, batch_data_samples, rescale=False)
-        state = self._with_semantics(x) if self.roi_head.num_iterations else list(x)
+        state = self._with_semantics(x) if self.num_iterations else list(x)
         results = self.roi_head.predict(state, proposals, batch_data_samples, rescale=rescale)
         return results, state
 
@@ -157,9 +169,21 @@ class REFINE(TwoStagePanopticSegmentor):
         return [*x, semantics["seg_feats"], semantics["seg_preds"]]
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> tuple[Any, ...]:
-        if not self.roi_head.num_iterations:
+        if not self.num_iterations:
             return super()._forward(batch_inputs, batch_data_samples)
         x = self.extract_feat(batch_inputs)
         proposals = self.rpn_head.predict(x, batch_data_samples, rescale=False)
         state = self._with_semantics(x)
         return (*self.roi_head.forward(state, proposals, batch_data_samples), state[-1])
+
+
+@contextmanager
+def _as_at_test(model: torch.nn.Module) -> Iterator[None]:
+    """Let a model in training predict: statistics of batch normalisation stay as they are."""
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True

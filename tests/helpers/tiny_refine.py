@@ -1,11 +1,13 @@
-"""Small REFINE models, and pictures with semantic ground truth."""
+"""Small REFINE models, pictures with semantic ground truth, and squares that overlap."""
 
 import copy
 
 import torch
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
 from mmengine.registry import init_default_scope
-from mmengine.structures import PixelData
+from mmengine.structures import InstanceData, PixelData
 from tiny_mr_rcnn import make_batch
 
 from mmdet_plus import datasets, refine  # noqa: F401, they register their parts
@@ -82,3 +84,37 @@ def losses_of(model, batch):
     data = model.data_preprocessor(copy.deepcopy(batch), True)
     torch.manual_seed(1)
     return model.loss(data["inputs"], data["data_samples"])
+
+
+SIDE = 64
+BOXES = torch.tensor([[4.0, 4, 36, 36], [20, 20, 60, 60], [44, 0, 64, 16]])
+
+
+def drawn(boxes):
+    masks = torch.zeros(len(boxes), SIDE, SIDE, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = True
+    return masks
+
+
+def found(scores=(0.9, 0.8, 0.7)):
+    """Two squares that overlap, and one apart."""
+    return InstanceData(
+        bboxes=BOXES.clone(),
+        scores=torch.tensor(scores),
+        labels=torch.tensor([0, 1, 2]),
+        masks=drawn(BOXES),
+    )
+
+
+def truth(front):
+    """The same squares without overlap, ``front`` in front of the others."""
+    masks = drawn(BOXES)
+    for other in range(3):
+        if other != front:
+            masks[other] &= ~masks[front]
+    return DetDataSample(
+        gt_instances=InstanceData(
+            labels=torch.tensor([0, 1, 2]), masks=BitmapMasks(masks.numpy(), SIDE, SIDE)
+        )
+    )

@@ -4,12 +4,20 @@ import copy
 
 import pytest
 import torch
-from mmdet.structures import DetDataSample
-from mmdet.structures.mask import BitmapMasks
 from mmengine.config import ConfigDict
-from mmengine.structures import InstanceData
 from tiny_mr_rcnn import TWO_IMAGES
-from tiny_refine import CHANNELS, THINGS, build, losses_of, make_panoptic_batch, model_cfg
+from tiny_refine import (
+    BOXES,
+    CHANNELS,
+    THINGS,
+    build,
+    drawn,
+    found,
+    losses_of,
+    make_panoptic_batch,
+    model_cfg,
+    truth,
+)
 
 from mmdet_plus.refine import OcclusionHead
 from mmdet_plus.refine.occlusion_head import match, ownership
@@ -29,38 +37,6 @@ HEAD = dict(
     fc_channels=16,
     embedding=4,
 )
-SIDE = 64
-BOXES = torch.tensor([[4.0, 4, 36, 36], [20, 20, 60, 60], [44, 0, 64, 16]])
-
-
-def drawn(boxes):
-    masks = torch.zeros(len(boxes), SIDE, SIDE, dtype=torch.bool)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist(), strict=True):
-        mask[y1:y2, x1:x2] = True
-    return masks
-
-
-def found(scores=(0.9, 0.8, 0.7)):
-    """Two squares that overlap, and one apart."""
-    return InstanceData(
-        bboxes=BOXES.clone(),
-        scores=torch.tensor(scores),
-        labels=torch.tensor([0, 1, 2]),
-        masks=drawn(BOXES),
-    )
-
-
-def truth(front):
-    """The same squares without overlap, ``front`` in front of the others."""
-    masks = drawn(BOXES)
-    for other in range(3):
-        if other != front:
-            masks[other] &= ~masks[front]
-    return DetDataSample(
-        gt_instances=InstanceData(
-            labels=torch.tensor([0, 1, 2]), masks=BitmapMasks(masks.numpy(), SIDE, SIDE)
-        )
-    )
 
 
 @pytest.fixture
@@ -174,6 +150,46 @@ def test_joint_training(batch, num_iterations):
     assert {"loss_occlusion", "acc_occlusion", "loss_seg", "loss_cls"} <= losses.keys()
     model.parse_losses(losses)[0].backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_joint_training_counts_each_picture_once(batch):
+    """Predicting in training leaves the statistics of batch normalisation alone."""
+    cfg = refine_cfg()
+    cfg.roi_head.mask_head.norm_cfg = dict(type="BN")
+    model = build(cfg).train()
+    losses_of(model, batch)
+    counted = {
+        name: int(value)
+        for name, value in model.state_dict().items()
+        if name.startswith("roi_head") and name.endswith("num_batches_tracked")
+    }
+    assert counted and set(counted.values()) == {1}
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+def test_beside_the_heads_of_mmdet(batch, cascade):
+    cfg = model_cfg(0, cascade)
+    for key in ("num_iterations", "num_stuff_classes", "semantic_norm_cfg"):
+        del cfg.roi_head[key]
+    cfg.roi_head.type = "CascadeRoIHead" if cascade else "StandardRoIHead"
+    cfg.semantic_head.type = "PanopticFPNHead"
+    cfg.occlusion_head = ConfigDict(copy.deepcopy(HEAD))
+    cfg.panoptic_fusion_head.type = "SoftOcclusionFusion"
+    model = build(cfg)
+    losses = losses_of(model, batch)
+    assert {"loss_occlusion", "loss_seg"} <= losses.keys()
+    data = model.eval().data_preprocessor(copy.deepcopy(batch), False)
+    with torch.no_grad():
+        (first, _) = model.predict(data["inputs"], data["data_samples"])
+    assert first.pred_panoptic_seg.sem_seg.shape == (1, 96, 96)
+
+
+def test_iterations_need_semantics_to_read():
+    cfg = model_cfg(1)
+    cfg.semantic_head.type = "PanopticFPNHead"
+    with pytest.raises(ValueError, match="ProjectionSemanticHead"):
+        build(cfg)
 
 
 def test_a_frozen_model_trains_its_occlusion_head_alone(batch):
