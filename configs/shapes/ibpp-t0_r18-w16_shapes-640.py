@@ -1,0 +1,4 @@
+# Panoptic-FPN, tested on the same terms as IBPP.
+_base_ = "./ibpp-t3_r18-w16_shapes-640.py"
+
+model = dict(roi_head=dict(num_iterations=0), semantic_head=dict(type="PanopticFPNHead"))
