@@ -120,40 +120,63 @@ class Start(Hook):
         self.values = {name: p.detach().clone() for name, p in runner.model.named_parameters()}
 
 
-@pytest.mark.parametrize("path", SHAPES, ids=identify)
-def test_small_config_trains_and_tests(path, shapes, tmp_path, monkeypatch):
-    # As the configs have it: data/shapes below the current folder, or another set of Shapes.
-    (tmp_path / "data").mkdir()
-    folder = Path(read(path).train_dataloader.dataset.data_root)
-    assert folder.parts[0] == "data" and folder.name.startswith("shapes")
-    (tmp_path / folder).symlink_to(shapes)
+@pytest.fixture
+def train_small(shapes, tmp_path, monkeypatch):
+    """Train a small config for one iteration and validate it: ``train_small(path, amp)``."""
     monkeypatch.chdir(tmp_path)
-    options = {"train_cfg.max_iters": 1, "train_cfg.val_interval": 1, "log_level": "ERROR"}
-    # From random weights, whatever the config starts from.
-    options["load_from"] = None
-    if path.stem.startswith("blendmask"):
-        # Random weights are less sure than that, and what finds nothing has no metrics.
-        options["model.test_cfg.score_thr"] = 1e-4
-    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        options |= {f"{loader}.num_workers": 0, f"{loader}.persistent_workers": False}
-        options[f"{loader}.batch_size"] = 2
-    cfg = prepare_train_cfg(str(path), work_dir=str(tmp_path / "work"), cfg_options=options)
-    # The registry of running experiments keeps names; two configs in one second would share one.
-    cfg.experiment_name = path.stem
-    runner = build_runner(cfg)
-    model = runner.model
-    start = Start()
-    runner.register_hook(start)
-    runner.train()
-    moved = [name for name, p in model.named_parameters() if not torch.equal(p, start.values[name])]
-    if cfg.model.get("freeze"):
+
+    def train(path, amp=False):
+        # As the configs have it: data/shapes below the current folder, or another set of Shapes.
+        folder = Path(read(path).train_dataloader.dataset.data_root)
+        assert folder.parts[0] == "data" and folder.name.startswith("shapes")
+        folder.parent.mkdir(exist_ok=True)
+        folder.symlink_to(shapes)
+        options = {"train_cfg.max_iters": 1, "train_cfg.val_interval": 1, "log_level": "ERROR"}
+        # From random weights, whatever the config starts from.
+        options["load_from"] = None
+        if path.stem.startswith("blendmask"):
+            # Random weights are less sure than that, and what finds nothing has no metrics.
+            options["model.test_cfg.score_thr"] = 1e-4
+        for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+            options |= {f"{loader}.num_workers": 0, f"{loader}.persistent_workers": False}
+            options[f"{loader}.batch_size"] = 2
+        cfg = prepare_train_cfg(
+            str(path), work_dir=str(tmp_path / "work"), amp=amp, cfg_options=options
+        )
+        # The registry of running experiments keeps names; two configs in one second would share
+        # one.
+        cfg.experiment_name = f"{path.stem}_{amp}"
+        runner = build_runner(cfg)
+        start = Start()
+        runner.register_hook(start)
+        runner.train()
+        assert all(torch.isfinite(p).all() for p in runner.model.parameters())
+        # Validation followed: the metric of the config's kind was computed.
+        scalars = runner.message_hub.log_scalars
+        panoptic = cfg.test_evaluator.type == "PanopticMetric"
+        kind = "coco_panoptic/PQ" if panoptic else "coco/segm_mAP"
+        assert any(name.endswith(kind) for name in scalars), list(scalars)
+        return [
+            name
+            for name, p in runner.model.named_parameters()
+            if not torch.equal(p, start.values[name])
+        ]
+
+    return train
+
+
+@pytest.mark.parametrize("path", SHAPES, ids=identify)
+def test_small_config_trains_and_tests(path, train_small):
+    moved = train_small(path)
+    if read(path).model.get("freeze"):
         assert moved and all(name.startswith("occlusion_head") for name in moved)
     else:
         assert any(name.startswith("backbone") for name in moved)
         assert any(name.startswith(("roi_head", "mask_head")) for name in moved)
-    assert all(torch.isfinite(p).all() for p in model.parameters())
-    # Validation followed: the metric of the config's kind was computed.
-    scalars = runner.message_hub.log_scalars
-    panoptic = cfg.test_evaluator.type == "PanopticMetric"
-    kind = "coco_panoptic/PQ" if panoptic else "coco/segm_mAP"
-    assert any(name.endswith(kind) for name in scalars), list(scalars)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("path", SHAPES, ids=identify)
+def test_small_config_trains_and_tests_in_mixed_precision_on_a_gpu(path, train_small):
+    # What moves is left open: the first step of float16 may well be skipped.
+    train_small(path, amp=True)
