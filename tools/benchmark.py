@@ -51,7 +51,14 @@ def parse_args() -> argparse.Namespace:
     panoptic.add_argument("--ann", metavar="GT.json", help="a COCO panoptic file to measure on too")
     panoptic.add_argument("--seg-dir", metavar="DIR", help="folder of its PNGs")
     panoptic.add_argument("--repeats", type=count, default=5, help="rounds (5)")
-    for kind in (ops, pipeline, model, complexity, panoptic):
+    occlusion = kinds.add_parser("occlusion", help="REFINE's occlusion head in a crowd")
+    occlusion.add_argument("--instances", type=count, default=100, help="in the picture (100)")
+    occlusion.add_argument(
+        "--size", nargs=2, type=count, default=(800, 1216), metavar=("H", "W"), help="(800 1216)"
+    )
+    occlusion.add_argument("--repeats", type=count, default=3, help="rounds (3)")
+    occlusion.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    for kind in (ops, pipeline, model, complexity, panoptic, occlusion):
         kind.add_argument("--out", metavar="FILE.json", help="write the record there")
     return parser.parse_args()
 
@@ -64,6 +71,7 @@ def main() -> int:
         "model": run_model,
         "complexity": run_complexity,
         "panoptic": run_panoptic,
+        "occlusion": run_occlusion,
     }
     return run_command(lambda: kinds[args.kind](args))
 
@@ -120,6 +128,15 @@ def run_panoptic(args: argparse.Namespace) -> None:
         raise UserError("--ann and --seg-dir go together: the file, and the folder of its PNGs")
     real = (args.ann, args.seg_dir) if args.ann else None
     record = panoptic_speed(args.images, tuple(args.size), args.repeats, real)
+    print(markdown(record))
+    report(record, args.out)
+
+
+def run_occlusion(args: argparse.Namespace) -> None:
+    """Measure the occlusion head."""
+    from mmdet_plus.benchmark.occlusion import markdown, occlusion_speed
+
+    record = occlusion_speed(args.instances, tuple(args.size), args.repeats, args.device)
     print(markdown(record))
     report(record, args.out)
 

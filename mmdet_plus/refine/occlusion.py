@@ -162,7 +162,9 @@ class OcclusionNetwork(BaseModule):
         Returns:
             (P,) logits.
         """
-        seen = self.read(priors)
+        # Who overlaps with nobody is not looked at.
+        present, pairs = pairs.unique(return_inverse=True)
+        seen = self.read(Priors(*(prior[present] for prior in priors)))
         front, back = self.first(seen), self.second(seen)
         logits = [
             self.fc_occlusion(
