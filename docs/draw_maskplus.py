@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from drawing import BOX_WIDTH, PLAIN, arrow, box, figure, key, size, text
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -18,7 +19,7 @@ from mmengine.utils import import_modules_from_strings
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs/maskplus/maskplus_r50_fpn_360k_coco.py"
 TARGET = ROOT / "docs/_static/maskplus.svg"
-PLAIN, FUSION, PYRAMID, REFINEMENT, QUASI = "#e8eef7", "#ffdcdc", "#dcf2dc", "#dce6ff", "#fff3cc"
+FUSION, PYRAMID, REFINEMENT, QUASI = "#ffdcdc", "#dcf2dc", "#dce6ff", "#fff3cc"
 WIDTH, HEIGHT = 1010, 500
 # Module, its name in the figure, left edge, middle, colour. Their order is that of the arrows.
 BOXES = {
@@ -61,7 +62,6 @@ ARROWS = (
     ("fusion", "quasi.convs"),
     ("quasi.convs", "quasi"),
 )
-BOX_WIDTH, BOX_HEIGHT = 112, 46
 
 
 def shapes() -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
@@ -112,57 +112,20 @@ def shapes() -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
 def draw() -> str:
     """The figure as SVG."""
     found, numbers = shapes()
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        'font-family="sans-serif" font-size="12" role="img" aria-label="Data flow of MaskPlus">',
-        "<title>Data flow of MaskPlus</title>",
-        '<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" '
-        'markerHeight="7" orient="auto"><path d="M0 0 10 5 0 10z" fill="#333"/></marker></defs>',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
-    ]
+    parts = []
     for name, (label, x, y, colour) in BOXES.items():
-        _, channels, rows, cols = found[name]
-        top = y - BOX_HEIGHT / 2
-        middle = x + BOX_WIDTH / 2
-        parts += [
-            f'<rect x="{x}" y="{top:g}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="6" '
-            f'fill="{colour}" stroke="#333"/>',
-            _text(middle, y - 4, label.format(**numbers)),
-            _text(middle, y + 14, f"{channels}: {rows} x {cols}", "#555"),
-        ]
-    parts += [_arrow(*arrow) for arrow in ARROWS]
-    captions = (
-        (20, 40, "mask branch of Mask R-CNN", PLAIN),
-        (20, 262, "contextual fusion", FUSION),
-        (445, 342, "deconvolutional pyramid", PYRAMID),
-        (730, 262, "improved boundary refinement", REFINEMENT),
-        (390, 452, "quasi-multitask learning, in training only", QUASI),
-    )
-    for x, y, text, colour in captions:
-        parts.append(f'<rect x="{x}" y="{y - 10}" width="12" height="12" fill="{colour}"/>')
-        parts.append(f'<text x="{x + 18}" y="{y}" fill="#333">{text}</text>')
+        parts += box(x, y, label.format(**numbers), size(found[name]), colour)
+    parts += [arrow(BOXES[start][1:3], BOXES[end][1:3]) for start, end in ARROWS]
+    parts += key(20, 40, "mask branch of Mask R-CNN", PLAIN)
+    parts += key(20, 262, "contextual fusion", FUSION)
+    parts += key(445, 342, "deconvolutional pyramid", PYRAMID)
+    parts += key(730, 262, "improved boundary refinement", REFINEMENT)
+    parts += key(390, 452, "quasi-multitask learning, in training only", QUASI)
     target = f"masks of {found['quasi'][2]} x {found['quasi'][3]}, loss_mask_quasi"
-    parts.append(_text(BOXES["quasi"][1] + BOX_WIDTH / 2, 474, target))
+    parts.append(text(BOXES["quasi"][1] + BOX_WIDTH / 2, 474, target))
     final = f"masks of {found['refinement'][2]} x {found['refinement'][3]}, loss_mask"
-    parts.append(_text(BOXES["refinement"][1] + BOX_WIDTH / 2, 54, final))
-    return "\n".join([*parts, "</svg>", ""])
-
-
-def _text(x: float, y: float, text: str, colour: str = "#111") -> str:
-    return f'<text x="{x:g}" y="{y:g}" text-anchor="middle" fill="{colour}">{text}</text>'
-
-
-def _arrow(start: str, end: str) -> str:
-    (_, x1, y1, _), (_, x2, y2, _) = BOXES[start], BOXES[end]
-    if y1 == y2:
-        points = (x1 + BOX_WIDTH, y1, x2, y2) if x1 < x2 else (x1, y1, x2 + BOX_WIDTH, y2)
-    else:
-        half = BOX_HEIGHT / 2 if y1 < y2 else -BOX_HEIGHT / 2
-        points = (x1 + BOX_WIDTH / 2, y1 + half, x2 + BOX_WIDTH / 2, y2 - half)
-    a, b, c, d = points
-    return (
-        f'<line x1="{a:g}" y1="{b:g}" x2="{c:g}" y2="{d:g}" stroke="#333" marker-end="url(#tip)"/>'
-    )
+    parts.append(text(BOXES["refinement"][1] + BOX_WIDTH / 2, 54, final))
+    return figure(WIDTH, HEIGHT, "Data flow of MaskPlus", parts)
 
 
 if __name__ == "__main__":

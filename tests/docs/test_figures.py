@@ -1,16 +1,28 @@
-"""Figures that are drawn from the code show the code as it is."""
+"""The figures of the manual are those that their scripts draw from the code."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+import pytest
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-def test_data_flow_of_maskplus():
-    spec = importlib.util.spec_from_file_location("draw_maskplus", ROOT / "docs/draw_maskplus.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert script.TARGET.read_text() == script.draw(), "run python docs/draw_maskplus.py"
-    found, _ = script.shapes()
-    assert found.keys() == script.BOXES.keys()
-    assert {end for arrow in script.ARROWS for end in arrow} == script.BOXES.keys()
+def script(name, monkeypatch):
+    # The scripts share docs/drawing.py.
+    monkeypatch.setattr(sys, "path", [str(DOCS), *sys.path])
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["draw_maskplus", "draw_refine"])
+def test_figures_are_as_the_code_is(name, monkeypatch):
+    figure = script(name, monkeypatch)
+    assert figure.TARGET.read_text() == figure.draw(), f"run python docs/{name}.py"
+    found = figure.shapes()
+    found = found[0] if isinstance(found, tuple) else found
+    assert found.keys() == figure.BOXES.keys()
+    assert {end for arrow in figure.ARROWS for end in arrow[:2]} == figure.BOXES.keys()
