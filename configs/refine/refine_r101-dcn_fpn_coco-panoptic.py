@@ -12,7 +12,7 @@ load_from = "work_dirs/cascade-ibpp-t3_r101-dcn_fpn_180k_coco-panoptic/iter_1800
 model = dict(
     # `load_from` brings all weights.
     backbone=dict(init_cfg=None),
-    freeze=True,
+    occlusion_only=True,
     occlusion_head={{_base_.occlusion}},
     panoptic_fusion_head=dict(
         type="SoftOcclusionFusion",

@@ -12,7 +12,7 @@ load_from = "work_dirs/ibpp-t3_r50_fpn_gn_180k_coco-panoptic/iter_180000.pth"
 model = dict(
     # `load_from` brings all weights.
     backbone=dict(init_cfg=None),
-    freeze=True,
+    occlusion_only=True,
     occlusion_head={{_base_.occlusion}},
     panoptic_fusion_head=dict(
         type="SoftOcclusionFusion",

@@ -4,7 +4,7 @@ _base_ = ["./ibpp-t3_r18-w16_shapes-640.py", "../_base_/models/occlusion_small.p
 load_from = "work_dirs/ibpp-t3_r18-w16_shapes-640/iter_1500.pth"
 model = dict(
     backbone=dict(init_cfg=None),
-    freeze=True,
+    occlusion_only=True,
     occlusion_head={{_base_.occlusion}},
     panoptic_fusion_head=dict(type="SoftOcclusionFusion", unknown_erasing=dict()),
 )

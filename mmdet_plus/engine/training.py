@@ -64,7 +64,11 @@ def prepare_train_cfg(
     if resume:
         _resume_from(cfg, resume)
     if cfg.get("load_from"):
-        require_checkpoint(cfg.load_from)
+        require_checkpoint(
+            cfg.load_from,
+            "load_from names it: train first what this config goes on from, or give another with "
+            "--cfg-options load_from=...",
+        )
     make_resumable(cfg)
     limit_dynamo_cache(cfg)
     prepare_distributed(cfg, launcher)
@@ -120,10 +124,12 @@ def require_keys(cfg: Config, *keys: str) -> None:
         )
 
 
-def require_checkpoint(path: str) -> None:
-    """Raise a UserError where a checkpoint is meant to be on this disk and is not."""
+def require_checkpoint(path: str, mend: str = "") -> None:
+    """Raise a UserError, with the mend, where a checkpoint of this disk is not there."""
     if "://" not in path and not Path(path).expanduser().is_file():
-        raise UserError(f"{path}: there is no such checkpoint file")
+        raise UserError(
+            f"{path}: there is no such checkpoint file" + (f" ({mend})" if mend else "")
+        )
 
 
 def use_amp(cfg: Config) -> None:

@@ -31,7 +31,8 @@ class REFINE(TwoStagePanopticSegmentor):
             mmdet's ``PanopticFPNHead`` will do.
         occlusion_head: Config of an :class:`OcclusionHead`, for fusers by occlusion, or of a
             :class:`SpatialRankingHead`, for that by ranking.
-        freeze: Whether the occlusion head alone is trained; all else stays as it was loaded.
+        occlusion_only: Whether the occlusion head alone is trained; all else stays as it was
+            loaded.
         kwargs: Of mmdet's ``TwoStagePanopticSegmentor``.
 
     Raises:
@@ -40,7 +41,11 @@ class REFINE(TwoStagePanopticSegmentor):
     """
 
     def __init__(
-        self, *, occlusion_head: OptConfigType = None, freeze: bool = False, **kwargs: Any
+        self,
+        *,
+        occlusion_head: OptConfigType = None,
+        occlusion_only: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         # mmdet's RoI heads do not iterate.
@@ -54,17 +59,17 @@ class REFINE(TwoStagePanopticSegmentor):
             self.panoptic_fusion_head, HeuristicFusion
         ):
             self.panoptic_fusion_head.things_apart = True
-        self.freeze = freeze
-        if freeze:
+        self.occlusion_only = occlusion_only
+        if occlusion_only:
             if self.occlusion_head is None:
-                raise ValueError("freeze=True trains the occlusion head alone: give one")
+                raise ValueError("occlusion_only=True trains the occlusion head alone: give one")
             self.requires_grad_(False)
             self.occlusion_head.requires_grad_(True)
 
     def train(self, mode: bool = True) -> "REFINE":
         """Enter training; what is frozen stays as at test."""
         super().train(mode)
-        if mode and self.freeze:
+        if mode and self.occlusion_only:
             for child in self.children():
                 child.train(child is self.occlusion_head)
         return self
@@ -83,7 +88,7 @@ class REFINE(TwoStagePanopticSegmentor):
             those of the occlusion head. Of a frozen model the latter alone.
         """
         x = self.extract_feat(batch_inputs)
-        losses = {} if self.freeze else self._task_losses(x, batch_data_samples)
+        losses = {} if self.occlusion_only else self._task_losses(x, batch_data_samples)
         if self.occlusion_head is not None:
             # What the model finds at test is what fusers are asked about.
             with torch.no_grad(), _as_at_test(self):

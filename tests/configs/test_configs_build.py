@@ -168,7 +168,7 @@ def train_small(shapes, tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", SHAPES, ids=identify)
 def test_small_config_trains_and_tests(path, train_small):
     moved = train_small(path)
-    if read(path).model.get("freeze"):
+    if read(path).model.get("occlusion_only"):
         assert moved and all(name.startswith("occlusion_head") for name in moved)
     else:
         assert any(name.startswith("backbone") for name in moved)

@@ -12,7 +12,8 @@ from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 METAFILES = sorted(ROOT.glob("configs/*/metafile.yml"))
-PAPERS = {"blendmask", "bpr", "maskplus", "mr_rcnn"}  # families that carry the figures of a paper
+# Families that carry the figures of a paper.
+PAPERS = {"blendmask", "bpr", "maskplus", "mr_rcnn", "refine"}
 METRICS = [f"{part} AP{iou}" for part in ("box", "mask") for iou in ("", "@0.5", "@0.75")]
 REFINERS = {
     "RefineHRNet": "HRNetV2",

@@ -72,7 +72,7 @@ IBPP = {
 }
 STAGE_2 = {
     "model.backbone.init_cfg": None,
-    "model.freeze": True,
+    "model.occlusion_only": True,
     "model.occlusion_head": OCCLUSION,
     "occlusion": OCCLUSION,
     f"{FUSER}.type": "SoftOcclusionFusion",
@@ -395,7 +395,7 @@ def test_refine_at_full_settings(monkeypatch):
         "model.test_cfg.rcnn.score_thr": 0.0,
         "model.test_cfg.panoptic.score_thr": 0.0,
         "model.occlusion_head.score_thr": 0.0,
-        "model.freeze": False,
+        "model.occlusion_only": False,
     }
     cfg = load_config(str(FOLDER / f"{REFINE_R50}{DATA}.py"), options)
     init_default_scope("mmdet")

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmengine.registry import init_default_scope
 from tiny_mr_rcnn import TWO_IMAGES
 from tiny_refine import (
     BOXES,
@@ -48,6 +49,7 @@ def features():
 
 @pytest.fixture
 def head():
+    init_default_scope("mmdet")
     arguments = {key: value for key, value in HEAD.items() if key != "type"}
     torch.manual_seed(0)
     head = OcclusionHead(**arguments)
@@ -193,7 +195,7 @@ def test_iterations_need_semantics_to_read():
 
 
 def test_a_frozen_model_trains_its_occlusion_head_alone(batch):
-    model = build(refine_cfg(freeze=True)).train()
+    model = build(refine_cfg(occlusion_only=True)).train()
     assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {
         "occlusion_head"
     }
@@ -203,8 +205,8 @@ def test_a_frozen_model_trains_its_occlusion_head_alone(batch):
     assert losses.keys() == {"loss_occlusion", "acc_occlusion"}
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    with pytest.raises(ValueError, match="freeze=True"):
-        build(model_cfg(1) | dict(freeze=True))
+    with pytest.raises(ValueError, match="occlusion_only"):
+        build(model_cfg(1) | dict(occlusion_only=True))
 
 
 @pytest.mark.parametrize("kind", ["HeuristicFusion", "OcclusionFusion", "SoftOcclusionFusion"])

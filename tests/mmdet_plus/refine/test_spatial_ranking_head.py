@@ -114,18 +114,18 @@ def batch():
     return make_panoptic_batch(TWO_IMAGES)
 
 
-@pytest.mark.parametrize("freeze", [False, True])
-def test_in_the_model(batch, freeze):
+@pytest.mark.parametrize("occlusion_only", [False, True])
+def test_in_the_model(batch, occlusion_only):
     cfg = model_cfg(1)
     cfg.occlusion_head = ConfigDict(
         type="SpatialRankingHead", num_classes=THINGS, score_thr=0.0, channels=4
     )
     cfg.panoptic_fusion_head.type = "SpatialRankingFusion"
-    cfg.update(freeze=freeze)
+    cfg.update(occlusion_only=occlusion_only)
     model = build(cfg).train()
     losses = losses_of(model, batch)
     assert {"loss_ranking", "acc_ranking"} <= losses.keys()
-    assert ("loss_seg" in losses) is not freeze
+    assert ("loss_seg" in losses) is not occlusion_only
     model.parse_losses(losses)[0].backward()
     assert all(p.grad is not None for p in model.occlusion_head.parameters())
     data = model.eval().data_preprocessor(copy.deepcopy(batch), False)
