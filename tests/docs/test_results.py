@@ -4,6 +4,7 @@ import json
 import re
 
 from mmdet_plus.benchmark.models import markdown as model_table
+from mmdet_plus.benchmark.occlusion import markdown as occlusion_table
 from mmdet_plus.benchmark.ops import markdown
 from mmdet_plus.benchmark.refinement import markdown as refinement_table
 from mmdet_plus.benchmark.refinement_speed import markdown as speed_table
@@ -161,3 +162,9 @@ def test_speed_of_refinement_is_that_of_its_record(repo_root):
     steps = {row["step"]: row["share"] for row in record["refinement"]["steps"]}
     # The project's own bar: what is not the network's takes less than a twentieth.
     assert steps["extraction"] + steps["reassembly"] < 0.05
+
+
+def test_cost_of_occlusion_is_that_of_its_record(repo_root):
+    record = read(repo_root, "refine/occlusion_speed.json")
+    page = (repo_root / "docs/refine.md").read_text()
+    assert occlusion_table(record) in page and record["command"] in page
