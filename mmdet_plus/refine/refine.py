@@ -135,7 +135,8 @@ class REFINE(TwoStagePanopticSegmentor):
             rescale: To the original images, otherwise to the network's input.
 
         Returns:
-            The samples with ``pred_panoptic_seg.sem_seg`` (1, H, W), in mmdet's labels.
+            The samples with ``pred_panoptic_seg.sem_seg`` (1, H, W), in mmdet's labels; with
+            ``test_cfg.instance_on`` also with ``pred_instances``, as they were before the fusion.
         """
         metas = [sample.metainfo for sample in batch_data_samples]
         x = self.extract_feat(batch_inputs)
@@ -157,6 +158,9 @@ class REFINE(TwoStagePanopticSegmentor):
             scales = [batch_inputs.new_tensor((*factor, *factor)) for factor in factors]
             results = self.occlusion_head.predict(x, results, scales)
         fused = self.panoptic_fusion_head.predict(results, seg_preds)
+        if self.test_cfg.get("instance_on"):
+            for sample, result in zip(batch_data_samples, results, strict=True):
+                sample.pred_instances = result
         return self.add_pred_to_datasample(batch_data_samples, fused)
 
     def _find(

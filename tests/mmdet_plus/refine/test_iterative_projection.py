@@ -261,6 +261,57 @@ def test_images_without_ground_truth(boxes):
     assert missing == [], "distributed training waits for these"
 
 
+@pytest.mark.parametrize(("things", "stuff"), [(1, 2), (3, 0), (1, 0)])
+@pytest.mark.parametrize("occlusion", [False, True])
+def test_one_class_and_no_stuff(batch, things, stuff, occlusion):
+    cfg = model_cfg(2)
+    head = cfg.roi_head
+    head.num_stuff_classes = stuff
+    head.bbox_head.num_classes = head.mask_head.num_classes = things
+    for part in (cfg.semantic_head, cfg.panoptic_fusion_head):
+        part.update(num_things_classes=things, num_stuff_classes=stuff)
+    cfg.panoptic_fusion_head.type = "HeuristicFusion"
+    cfg.test_cfg.panoptic.score_thr = 0.0
+    if occlusion:
+        cfg.panoptic_fusion_head.update(type="SoftOcclusionFusion", unknown_erasing=dict())
+        cfg.occlusion_head = dict(
+            type="OcclusionHead",
+            num_classes=things,
+            roi_extractor=head.mask_roi_extractor,
+            score_thr=0.0,
+            conv_channels=8,
+            fc_channels=8,
+        )
+    model = build(cfg)
+    few = copy.deepcopy(batch)
+    for sample in few["data_samples"]:
+        labels = sample.gt_sem_seg.sem_seg
+        thing, is_stuff = labels < THINGS, (labels >= THINGS) & (labels < 255)
+        relabelled = torch.full_like(labels, 255)
+        relabelled[thing] = labels[thing].clamp(max=things - 1)
+        if stuff:
+            relabelled[is_stuff] = labels[is_stuff] - THINGS + things
+        sample.gt_sem_seg.sem_seg = relabelled
+        sample.gt_instances.labels.clamp_(max=things - 1)
+    total, _ = model.parse_losses(losses_of(model, few))
+    total.backward()
+    assert total.isfinite() and all(p.grad is not None for p in model.parameters())
+    for sample in predictions(model, few, rescale=True):
+        classes = sample.pred_panoptic_seg.sem_seg.unique() % 1000
+        assert classes.max() <= things + stuff
+
+
+def test_void_everywhere_trains_the_instances_alone(batch):
+    model = build(model_cfg(1))
+    unlabelled = copy.deepcopy(batch)
+    for sample in unlabelled["data_samples"]:
+        sample.gt_sem_seg.sem_seg = torch.full_like(sample.gt_sem_seg.sem_seg, 255)
+    losses = losses_of(model, unlabelled)
+    assert losses["loss_seg"] == 0 and losses["loss_seg_1"] == 0 and losses["loss_mask_1"] > 0
+    model.parse_losses(losses)[0].backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_void_does_not_count(batch):
     head = build(model_cfg(1)).semantic_head
     logits = torch.randn(2, THINGS + STUFF, 24, 24)
@@ -328,6 +379,20 @@ def test_mixed_precision(batch):
     wrapper.update_params(total)
     assert total.isfinite()
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("score_thr", [0.0, 2.0], ids=["found", "nothing"])
+def test_instances_beside_the_map(batch, score_thr):
+    cfg = model_cfg(1)
+    cfg.test_cfg.rcnn.score_thr = score_thr
+    model = build(cfg)
+    assert "pred_instances" not in predictions(model, batch, rescale=True)[0]
+    cfg.test_cfg.instance_on = True
+    for sample in predictions(build(cfg), batch, rescale=True):
+        found = sample.pred_instances
+        assert (len(found) > 0) == (score_thr == 0)
+        assert found.masks.shape == (len(found), 96, 96)
+        assert found.bboxes.shape == (len(found), 4) and len(found.scores) == len(found.labels)
 
 
 @pytest.mark.parametrize("score_thr", [0.0, 2.0], ids=["found", "nothing"])
