@@ -1,7 +1,10 @@
 """The occlusion head: the network beside a two-stage panoptic model, in training and at test.
 
-Shape letters: K instances of an image, H x W the image they lie in.
+Shape letters: K instances of an image, G things of its ground truth, P pairs of instances, H x W
+the image they lie in.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +30,22 @@ from .occlusion import (
 # Masks are read at every fourth pixel: the network sees 14 x 14 of them.
 STRIDE = 4
 _MASK_SIZE = 28
+# Pairs at a time whose shared pixels are counted in the whole image.
+_CHUNK = 64
+
+
+class PairCounts(NamedTuple):
+    """Pairs of instances whose order the ground truth tells, and in how many a guess is right.
+
+    Attributes:
+        pairs: How many there are, each counted once.
+        right: Where ``occlusion`` has the right one on top; a draw is wrong.
+        right_by_score: Where the higher score lies on top; of equal ones the first is the higher.
+    """
+
+    pairs: int
+    right: int
+    right_by_score: int
 
 
 @MODELS.register_module()
@@ -132,6 +151,40 @@ class OcclusionHead(BaseModule):
                 matrix[kept[:, None], kept] = occlusion_matrix(pairs, logits, len(kept))
             results.occlusion = matrix
         return results_list
+
+    @torch.no_grad()
+    def pair_accuracy(
+        self, results: InstanceData, segments: Tensor, segment_labels: Tensor
+    ) -> PairCounts:
+        """Judge the predicted order of one image's instances by its ground truth.
+
+        Only pairs count that :meth:`predict` looked at, that stand for different things of the
+        ground truth (as :func:`match` finds them), and of which one owns more of the pixels in both
+        masks.
+
+        Args:
+            results: With ``scores``, ``labels``, ``masks`` (K, H, W) and ``occlusion`` (K, K).
+            segments: (G, H, W) bool, the things that the ground truth shows, without overlap.
+            segment_labels: (G,).
+
+        Returns:
+            The counts.
+        """
+        kept = (results.scores >= self.score_thr).nonzero()[:, 0]
+        scores, labels = results.scores[kept], results.labels[kept]
+        masks, occlusion = results.masks[kept].bool(), results.occlusion[kept][:, kept]
+        owners = match(masks, labels, segments, segment_labels, self.match_iou)
+        canvas = ownership(segments)
+        pairs = overlapping_pairs(masks, self.overlap_thr)
+        # Of both orders of a pair, the right one alone is looked at.
+        in_front = [
+            part[occlusion_targets(masks, owners, canvas, part) == 1]
+            for part in pairs.split(_CHUNK)
+        ]
+        front, back = torch.cat([pairs[:0], *in_front]).unbind(1)
+        place = scores.argsort(descending=True, stable=True).argsort()
+        right = occlusion[front, back] > occlusion[back, front]
+        return PairCounts(len(front), int(right.sum()), int((place[front] < place[back]).sum()))
 
     def priors(
         self, x: tuple[Tensor, ...], image: int, results: InstanceData, boxes: Tensor

@@ -94,6 +94,7 @@ def options_of(*sources: str) -> set[str]:
         ("train.py", ["tools/train.py", "mmdet_plus/engine/config.py"]),
         ("test.py", ["tools/test.py", "mmdet_plus/engine/config.py"]),
         ("compare.py", ["tools/compare.py"]),
+        ("compare_fusers.py", ["tools/compare_fusers.py"]),
         ("make_shapes.py", ["tools/make_shapes.py"]),
         ("benchmark.py", ["tools/benchmark.py"]),
         ("convert_checkpoint.py", ["tools/convert_checkpoint.py"]),

@@ -1,0 +1,91 @@
+"""How often the predicted order of overlapping instances is that of the ground truth."""
+
+import pytest
+import torch
+from mmengine.structures import InstanceData
+from tiny_refine import CHANNELS, THINGS, drawn
+
+from mmdet_plus.refine import OcclusionHead, occlusion_head
+
+# Two squares that overlap by a quarter, once more far away from them; the last one is alone.
+BOXES = torch.tensor(
+    [[0, 0, 20, 20], [10, 10, 30, 30], [32, 32, 52, 52], [42, 42, 62, 62], [0, 44, 16, 60]]
+)
+LABELS = torch.tensor([0, 1, 0, 0, 2])
+
+
+@pytest.fixture
+def head():
+    extractor = dict(
+        type="SingleRoIExtractor",
+        roi_layer=dict(type="RoIAlign", output_size=14, sampling_ratio=0),
+        out_channels=CHANNELS,
+        featmap_strides=[4],
+    )
+    return OcclusionHead(THINGS, extractor, score_thr=0.3, conv_channels=4, fc_channels=4)
+
+
+def true_segments(fronts):
+    """The squares without overlap; ``fronts`` lie before all others."""
+    segments = drawn(BOXES)
+    for front in fronts:
+        for other in range(len(segments)):
+            if other not in fronts:
+                segments[other] &= ~segments[front]
+    return segments
+
+
+def results(scores=(0.9, 0.8, 0.7, 0.6, 0.5), on_top=()):
+    occlusion = torch.zeros(len(BOXES), len(BOXES))
+    for i, j in on_top:
+        occlusion[i, j], occlusion[j, i] = 0.9, 0.1
+    return InstanceData(
+        masks=drawn(BOXES), labels=LABELS, scores=torch.tensor(scores), occlusion=occlusion
+    )
+
+
+def test_pairs_are_counted_once_and_judged_by_who_owns_more(head):
+    truth = true_segments([1, 2]), LABELS
+    assert head.pair_accuracy(results(on_top=[(1, 0), (2, 3)]), *truth) == (2, 2, 1)
+    assert head.pair_accuracy(results(on_top=[(0, 1), (2, 3)]), *truth) == (2, 1, 1)
+    assert head.pair_accuracy(results(on_top=[(0, 1), (3, 2)]), *truth) == (2, 0, 1)
+    # Neither on top of the other, the one as likely as the other: nobody was told.
+    assert head.pair_accuracy(results(), *truth) == (2, 0, 1)
+
+
+def test_scores_alone(head):
+    truth = true_segments([1, 2]), LABELS
+    right = [(1, 0), (2, 3)]
+    assert head.pair_accuracy(results((0.8, 0.9, 0.7, 0.6, 0.5), right), *truth) == (2, 2, 2)
+    assert head.pair_accuracy(results((0.9, 0.8, 0.6, 0.7, 0.5), right), *truth) == (2, 2, 0)
+    # Fusers take equal scores in the order given.
+    assert head.pair_accuracy(results((0.7, 0.7, 0.7, 0.7, 0.7), right), *truth) == (2, 2, 1)
+
+
+def test_what_no_fuser_uses_or_the_truth_does_not_tell_is_left_out(head):
+    truth = true_segments([1, 2]), LABELS
+    right = [(1, 0), (2, 3)]
+    # The fourth is below the head's threshold.
+    assert head.pair_accuracy(results((0.9, 0.8, 0.7, 0.2, 0.5), right), *truth) == (1, 1, 0)
+    # One of each pair has no ground truth of its class.
+    other = torch.tensor([0, 2, 0, 0, 2])
+    assert head.pair_accuracy(results(on_top=right), truth[0], other) == (1, 1, 1)
+    # A pair that shares too little.
+    head.overlap_thr = 0.26
+    assert head.pair_accuracy(results(on_top=right), *truth) == (0, 0, 0)
+
+
+def test_nothing_found_and_nothing_there(head):
+    nothing = results()[torch.zeros(5, dtype=torch.bool)]
+    nothing.pop("occlusion")
+    nothing.occlusion = torch.zeros(0, 0)
+    assert head.pair_accuracy(nothing, true_segments([]), LABELS) == (0, 0, 0)
+    none = torch.zeros(0, 64, 64, dtype=torch.bool), LABELS[:0]
+    assert head.pair_accuracy(results(), *none) == (0, 0, 0)
+
+
+def test_many_pairs_are_counted_in_parts(head, monkeypatch):
+    whole = head.pair_accuracy(results(on_top=[(1, 0), (3, 2)]), true_segments([1, 2]), LABELS)
+    monkeypatch.setattr(occlusion_head, "_CHUNK", 1)
+    parts = head.pair_accuracy(results(on_top=[(1, 0), (3, 2)]), true_segments([1, 2]), LABELS)
+    assert parts == whole == (2, 1, 1)
