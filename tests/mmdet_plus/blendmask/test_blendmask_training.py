@@ -11,14 +11,16 @@ import torch
 from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
 from mmengine.structures import InstanceData, PixelData
+from small_training import losses_logged, run_training, small_options
 from tiny_mr_rcnn import TWO_IMAGES, losses_of, make_batch, total, train_a_little
 
 from mmdet_plus.datasets import make_shapes
-from mmdet_plus.engine import prepare_test_cfg, prepare_train_cfg, test, train
+from mmdet_plus.engine import prepare_test_cfg, test
 from mmdet_plus.engine.comparison import read_scalars
 
 INSTANCE = "configs/shapes/blendmask_r18_shapes.py"
 PANOPTIC = "configs/shapes/blendmask-panoptic_r18_shapes.py"
+SURE = {"model.test_cfg.score_thr": 1e-4}
 LOSSES = {"loss_cls", "loss_bbox", "loss_centerness", "loss_mask", "loss_basis_sem"}
 
 
@@ -31,70 +33,39 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def options(shapes):
-    """The small configs, on small pictures for a few iterations."""
-    options = {
-        "train_dataloader.batch_size": 2,
-        "train_cfg.max_iters": 3,
-        "train_cfg.val_interval": 3,
-        "default_hooks.checkpoint.interval": 1,
-        "default_hooks.logger.interval": 1,
-        "model.test_cfg.score_thr": 1e-4,
-    }
-    for part in ("train", "val", "test"):
-        options[f"{part}_dataloader.dataset.data_root"] = str(shapes)
-        options[f"{part}_dataloader.num_workers"] = 0
-        options[f"{part}_dataloader.persistent_workers"] = False
-    return options
-
-
-def for_instances(options, shapes):
-    files = {f"{p}_evaluator.ann_file": f"{shapes}/annotations/instances_val.json" for p in VAL}
-    return options | files
-
-
-def for_panoptic(options, shapes):
-    files = {f"{p}_evaluator.ann_file": f"{shapes}/annotations/panoptic_val.json" for p in VAL}
-    return options | files | {f"{p}_evaluator.seg_prefix": f"{shapes}/panoptic_val/" for p in VAL}
-
-
-VAL = ("val", "test")
-
-
-def run_training(config, work_dir, options, **arguments):
-    options = options | {"visualizer.name": str(work_dir), "log_processor.window_size": 1}
-    train(prepare_train_cfg(str(config), work_dir=str(work_dir), cfg_options=options, **arguments))
-
-
-def losses(work_dir):
-    training, _ = read_scalars(work_dir)
-    return {
-        entry["step"]: {k: v for k, v in entry.items() if "loss" in k or k == "grad_norm"}
-        for entry in training
-    }
+    """For the small config of instances, on small pictures for a few iterations."""
+    return small_options(shapes) | SURE
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory, repo_root, options, shapes):
+def panoptic_options(shapes):
+    """For that of things and stuff."""
+    return small_options(shapes, panoptic=True) | SURE
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, repo_root, options):
     """Working folder of a training of three iterations."""
     work_dir = tmp_path_factory.mktemp("unbroken")
-    run_training(repo_root / INSTANCE, work_dir, for_instances(options, shapes))
+    run_training(repo_root / INSTANCE, work_dir, options)
     return work_dir
 
 
 def test_a_resumed_training_has_the_losses_of_an_unbroken_one(
-    unbroken, tmp_path, repo_root, options, shapes
+    unbroken, tmp_path, repo_root, options
 ):
     checkpoint = str(unbroken / "iter_1.pth")
-    run_training(repo_root / INSTANCE, tmp_path, for_instances(options, shapes), resume=checkpoint)
-    whole, resumed = losses(unbroken), losses(tmp_path)
+    run_training(repo_root / INSTANCE, tmp_path, options, resume=checkpoint)
+    whole, resumed = losses_logged(unbroken), losses_logged(tmp_path)
     assert list(resumed) == [2, 3] and resumed == {step: whole[step] for step in (2, 3)}
     assert set(resumed[3]) >= LOSSES
 
 
-def test_the_trained_model_is_tested_and_used(unbroken, tmp_path, repo_root, options, shapes):
+def test_the_trained_model_is_tested_and_used(unbroken, tmp_path, repo_root, options):
     config, checkpoint = str(repo_root / INSTANCE), str(unbroken / "iter_3.pth")
-    given = for_instances(options, shapes)
-    metrics = test(prepare_test_cfg(config, checkpoint, work_dir=str(tmp_path), cfg_options=given))
+    metrics = test(
+        prepare_test_cfg(config, checkpoint, work_dir=str(tmp_path), cfg_options=dict(options))
+    )
     _, validation = read_scalars(unbroken)
     for name in ("coco/bbox_mAP", "coco/segm_mAP"):
         assert metrics[name] == validation[-1][name]
@@ -104,10 +75,10 @@ def test_the_trained_model_is_tested_and_used(unbroken, tmp_path, repo_root, opt
     assert result.masks.shape == (len(result), 100, 140)
 
 
-def test_panoptic(tmp_path, repo_root, options, shapes):
-    given = for_panoptic(options, shapes)
+def test_panoptic(tmp_path, repo_root, panoptic_options):
+    given = dict(panoptic_options)
     run_training(repo_root / PANOPTIC, tmp_path, given)
-    values = losses(tmp_path)
+    values = losses_logged(tmp_path)
     assert len(values) == 3 and set(values[1]) >= LOSSES | {"loss_seg"}
     assert np.isfinite([value for entry in values.values() for value in entry.values()]).all()
     config, checkpoint = str(repo_root / PANOPTIC), str(tmp_path / "iter_3.pth")
@@ -121,16 +92,15 @@ def test_panoptic(tmp_path, repo_root, options, shapes):
     assert sample.pred_panoptic_seg.sem_seg.shape == (1, 100, 140)
 
 
-def test_mixed_precision(tmp_path, repo_root, options, shapes):
-    run_training(repo_root / INSTANCE, tmp_path, for_instances(options, shapes), amp=True)
-    values = [value for entry in losses(tmp_path).values() for value in entry.values()]
-    assert len(losses(tmp_path)) == 3 and np.isfinite(values).all()
+def test_mixed_precision(tmp_path, repo_root, options):
+    run_training(repo_root / INSTANCE, tmp_path, options, amp=True)
+    values = [value for entry in losses_logged(tmp_path).values() for value in entry.values()]
+    assert len(losses_logged(tmp_path)) == 3 and np.isfinite(values).all()
 
 
-def test_two_processes(tmp_path, repo_root, options, shapes):
+def test_two_processes(tmp_path, repo_root, panoptic_options):
     """Distributed training hangs or fails where a parameter gets no gradient."""
-    given = for_panoptic(options, shapes)
-    given |= {"train_cfg.max_iters": 2, "train_cfg.val_interval": 2}
+    given = panoptic_options | {"train_cfg.max_iters": 2, "train_cfg.val_interval": 2}
     pairs = [f"{key}={value}" for key, value in given.items()]
     subprocess.run(
         ["bash", repo_root / "tools/dist_train.sh", repo_root / PANOPTIC, "2"]
@@ -140,8 +110,8 @@ def test_two_processes(tmp_path, repo_root, options, shapes):
         check=True,
         timeout=300,
     )
-    values = [value for entry in losses(tmp_path).values() for value in entry.values()]
-    assert len(losses(tmp_path)) == 2 and np.isfinite(values).all()
+    values = [value for entry in losses_logged(tmp_path).values() for value in entry.values()]
+    assert len(losses_logged(tmp_path)) == 2 and np.isfinite(values).all()
 
 
 def test_the_loss_goes_down(build, batch):

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from small_training import FEW_BOXES, NARROW, losses_logged, run_training, small_options
 
 from mmdet_plus.datasets import make_shapes
-from mmdet_plus.engine import UserError, prepare_test_cfg, prepare_train_cfg, test, train
+from mmdet_plus.engine import UserError, prepare_test_cfg, test
 from mmdet_plus.engine.comparison import read_scalars
 
 CONFIG = "configs/shapes/maskplus_r18_shapes.py"
@@ -17,33 +18,7 @@ def options(tmp_path_factory):
     """The small config, smaller still, on small pictures for a few iterations."""
     root = tmp_path_factory.mktemp("shapes") / "set"
     make_shapes(root, num_train=8, num_val=2, image_size=(96, 96), progress=False)
-    options = {
-        "train_dataloader.batch_size": 2,
-        "train_cfg.max_iters": 4,
-        "train_cfg.val_interval": 4,
-        "default_hooks.checkpoint.interval": 1,
-        "default_hooks.checkpoint.max_keep_ckpts": -1,
-        "default_hooks.logger.interval": 1,
-        "model.backbone.base_channels": 16,
-        "model.backbone.stem_channels": 16,
-        "model.neck.in_channels": [16, 32, 64, 128],
-        "model.train_cfg.rcnn.sampler.num": 16,
-        "model.test_cfg.rcnn.score_thr": 0.0,
-        "model.test_cfg.rcnn.max_per_img": 10,
-    }
-    for part in ("train", "val", "test"):
-        options[f"{part}_dataloader.dataset.data_root"] = str(root)
-        options[f"{part}_dataloader.num_workers"] = 0
-        options[f"{part}_dataloader.persistent_workers"] = False
-    for part in ("val", "test"):
-        options[f"{part}_evaluator.ann_file"] = str(root / "annotations/instances_val.json")
-    return options
-
-
-def run_training(config, work_dir, options, **arguments):
-    """Train in this process; with a visualizer of its own, or mmengine logs to the first run's."""
-    options = dict(options, **{"visualizer.name": str(work_dir), "log_processor.window_size": 1})
-    train(prepare_train_cfg(str(config), work_dir=str(work_dir), cfg_options=options, **arguments))
+    return small_options(root, iterations=4) | NARROW | FEW_BOXES
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +30,7 @@ def unbroken(tmp_path_factory, repo_root, options):
 
 
 def logged(work_dir):
-    training, _ = read_scalars(work_dir)
-    return {
-        entry["step"]: {
-            k: v for k, v in entry.items() if "loss" in k or k in ("grad_norm", "biased_weight")
-        }
-        for entry in training
-    }
+    return losses_logged(work_dir, "biased_weight")
 
 
 def test_all_techniques_are_in_the_log(unbroken):

@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 from mmdet.apis import DetInferencer
+from small_training import FEW_BOXES, losses_logged, run_training, small_options
 
 from mmdet_plus.datasets import make_shapes
-from mmdet_plus.engine import UserError, prepare_test_cfg, prepare_train_cfg, test, train
+from mmdet_plus.engine import UserError, prepare_test_cfg, test
 from mmdet_plus.engine.comparison import read_scalars
 
 CONFIG = "configs/shapes/mr-rcnn_r18_shapes.py"
@@ -26,28 +27,7 @@ def shapes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def options(shapes):
     """The small config, on small pictures for a few iterations."""
-    options = {
-        "train_dataloader.batch_size": 2,
-        "train_cfg.max_iters": 3,
-        "train_cfg.val_interval": 3,
-        "default_hooks.checkpoint.interval": 1,
-        "default_hooks.logger.interval": 1,
-        "model.train_cfg.rcnn.sampler.num": 16,
-        "model.test_cfg.rcnn.score_thr": 0.0,
-    }
-    for part in ("train", "val", "test"):
-        options[f"{part}_dataloader.dataset.data_root"] = str(shapes)
-        options[f"{part}_dataloader.num_workers"] = 0
-        options[f"{part}_dataloader.persistent_workers"] = False
-    for part in ("val", "test"):
-        options[f"{part}_evaluator.ann_file"] = str(shapes / "annotations/instances_val.json")
-    return options
-
-
-def run_training(config, work_dir, options, **arguments):
-    """Train in this process; with a visualizer of its own, or mmengine logs to the first run's."""
-    options = dict(options, **{"visualizer.name": str(work_dir), "log_processor.window_size": 1})
-    train(prepare_train_cfg(str(config), work_dir=str(work_dir), cfg_options=options, **arguments))
+    return small_options(shapes) | FEW_BOXES
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +38,12 @@ def unbroken(tmp_path_factory, repo_root, options):
     return work_dir
 
 
-def losses(work_dir):
-    training, _ = read_scalars(work_dir)
-    return {
-        entry["step"]: {k: v for k, v in entry.items() if "loss" in k or k == "grad_norm"}
-        for entry in training
-    }
-
-
 def test_a_resumed_training_has_the_losses_of_an_unbroken_one(
     unbroken, tmp_path, repo_root, options
 ):
     checkpoint = str(unbroken / "iter_1.pth")
     run_training(repo_root / CONFIG, tmp_path, options, resume=checkpoint)
-    whole, resumed = losses(unbroken), losses(tmp_path)
+    whole, resumed = losses_logged(unbroken), losses_logged(tmp_path)
     assert list(resumed) == [2, 3]
     assert {name for name in resumed[3] if name.startswith("refining.")} == {
         "refining.loss_cls",
@@ -122,13 +94,13 @@ def test_a_checkpoint_of_mask_rcnn_is_not_tested_as_mr_rcnn(tmp_path, repo_root,
     # As the start of a training it is welcome.
     start = {"load_from": str(work_dir / "iter_1.pth")}
     run_training(repo_root / CONFIG, tmp_path / "tuned", {**short, **start})
-    assert len(losses(tmp_path / "tuned")) == 1
+    assert len(losses_logged(tmp_path / "tuned")) == 1
 
 
 def test_mixed_precision(tmp_path, repo_root, options):
     run_training(repo_root / CONFIG, tmp_path, options, amp=True)
-    values = [value for entry in losses(tmp_path).values() for value in entry.values()]
-    assert len(losses(tmp_path)) == 3 and np.isfinite(values).all()
+    values = [value for entry in losses_logged(tmp_path).values() for value in entry.values()]
+    assert len(losses_logged(tmp_path)) == 3 and np.isfinite(values).all()
 
 
 def test_two_processes(tmp_path, repo_root, options):
@@ -144,8 +116,8 @@ def test_two_processes(tmp_path, repo_root, options):
         check=True,
         timeout=300,
     )
-    assert len(losses(tmp_path)) == 2
-    assert json.dumps(losses(tmp_path)).count("NaN") == 0
+    assert len(losses_logged(tmp_path)) == 2
+    assert json.dumps(losses_logged(tmp_path)).count("NaN") == 0
 
 
 def test_a_misspelt_field_is_named(tmp_path, repo_root, options):
