@@ -175,6 +175,32 @@ def test_config_for_own_data_builds(tmp_path):
         assert part.num_classes == 2
 
 
+def test_configs_of_the_refine_page_build(tmp_path):
+    """A fuser in the place of mmdet's, and Panoptic-FPN with an occlusion head beside it."""
+    from mmdet.registry import MODELS
+    from mmdet.utils import register_all_modules
+    from mmengine.config import Config
+
+    base = '_base_ = "mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py"\n'
+    fuser, network = blocks(ROOT / "docs/refine.md", "python")
+    assert network.startswith(base)
+    models = []
+    for name, code in (("fuser", base + fuser), ("network", network)):
+        (tmp_path / f"{name}.py").write_text(code)
+        cfg = Config.fromfile(str(tmp_path / f"{name}.py"))
+        register_all_modules()
+        cfg.model.backbone.init_cfg = None
+        models.append(MODELS.build(cfg.model))
+    plain, ours = models
+    assert type(plain).__name__ == "PanopticFPN"
+    assert plain.panoptic_fusion_head.unknown_erasing.threshold == 0.5
+    assert ours.num_iterations == 0 and ours.test_cfg.rcnn.nms.class_agnostic is False
+    # A checkpoint of Panoptic-FPN has all but the new network.
+    left = ours.state_dict().keys() - plain.state_dict().keys()
+    assert left and all(name.startswith("occlusion_head") for name in left)
+    assert not plain.state_dict().keys() - ours.state_dict().keys()
+
+
 def test_messages_quoted_are_the_real_ones():
     from mmdet_plus.engine import UserError, prepare_test_cfg
     from mmdet_plus.engine.config import load_config
