@@ -16,7 +16,7 @@ from mmseg_plus.bpr.coarse_masks import KINDS, degrade
 from mmseg_plus.bpr.instances import ImageInstances, InstanceSource
 from mmseg_plus.bpr.refiner import PARTS
 from mmseg_plus.bpr.sources import CocoGroundTruth, open_results
-from mmseg_plus.bpr.sources_rle import encode_mask
+from mmseg_plus.common.coco_masks import encode_mask
 from mmseg_plus.common.errors import UserError
 from mmseg_plus.common.progress import ProgressLine
 

@@ -6,30 +6,21 @@ Shape legend: N records of an image of H x W pixels, K of them of sufficient sco
 """
 
 import math
-import multiprocessing
 import os
-import signal
-import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
-from mmseg_plus.bpr.refine_results import duration
 from mmseg_plus.common.compat import available_cores
 from mmseg_plus.common.errors import UserError
 from mmseg_plus.common.files import only_one
-from mmseg_plus.common.progress import ProgressLine
+from mmseg_plus.common.progress import ProgressLine, duration
+from mmseg_plus.common.workers import Workers
 
 from .files_inputs import SEM_VALUES, FusionFiles, ImageFiles
 from .files_output import OutFolder
@@ -41,8 +32,7 @@ from .unknown_erasing import erase_regions
 
 FUSERS = ("heuristic", "spatial-ranking", "occlusion", "soft-occlusion")
 
-# Images that wait for their turn, for each process.
-_AHEAD = 4
+_MEND = "start again to go on, with fewer --workers if memory is short"
 
 
 @dataclass(frozen=True)
@@ -166,8 +156,8 @@ def fuse_files(
         resumed = len(annotations)
         left = [i for i, image in enumerate(files.images) if i not in annotations]
         job, fusing = _Job(files, settings, folder), time.monotonic()
-        with closing(_fuse_all(job, left, workers)) as results:
-            for number, (place, annotation) in enumerate(results, 1):
+        with Workers(job, min(workers, len(left)), mend=_MEND) as run:
+            for number, (place, annotation) in enumerate(run(_do, left), 1):
                 annotations[place] = annotation
                 _show(line, number, len(left), time.monotonic() - fusing)
         if left or not folder.json.is_file():
@@ -306,60 +296,6 @@ def _do(job: _Job, place: int) -> tuple[int, dict]:
     image = job.files.images[place]
     panoptic, infos = fuse_image(job.files, image, job.settings)
     return place, job.folder.write(place, image, panoptic, infos)
-
-
-_worker_job: _Job | None = None
-
-
-def _begin_worker(job: _Job) -> None:
-    global _worker_job
-    _worker_job = job
-    # Ctrl-C reaches all; the process that started this one ends it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Do not wait for work for ever where the process that gives it was killed."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _do_in_worker(place: int) -> tuple[int, dict]:
-    return _do(_worker_job, place)
-
-
-def _fuse_all(job: _Job, places: Sequence[int], workers: int) -> Iterator[tuple[int, dict]]:
-    """Do images here or in processes; their places and annotations in order."""
-    workers = min(workers, len(places))
-    if workers == 0:
-        yield from (_do(job, place) for place in places)
-        return
-    # Forked workers start at once; spawned ones import everything anew.
-    method = "fork" if sys.platform.startswith("linux") else "spawn"
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context(method),
-        initializer=_begin_worker,
-        initargs=(job,),
-    )
-    pending: deque = deque()
-    try:
-        for place in places:
-            pending.append(pool.submit(_do_in_worker, place))
-            if len(pending) >= _AHEAD * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process died (out of memory, or killed); start again to go on, with fewer "
-            "--workers if memory is short"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _show(line: ProgressLine, done: int, total: int, seconds: float) -> None:

@@ -1,18 +1,13 @@
 """What ``tools/panoptic_fuse.py`` is given: saved results of any model, checked before the work."""
 
-import json
 import os
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmseg_plus.bpr.sources_coco import is_score
-from mmseg_plus.bpr.sources_files import file_digest
-from mmseg_plus.bpr.sources_rle import mask_faults
 from mmseg_plus.common.coco_checks import (
     AnnotationError,
     MissingDataError,
@@ -21,6 +16,9 @@ from mmseg_plus.common.coco_checks import (
     raise_faults,
     read_annotation_file,
 )
+from mmseg_plus.common.coco_masks import mask_faults
+from mmseg_plus.common.coco_results import is_score, read_results
+from mmseg_plus.common.files import file_digest
 
 #: How semantic maps number the classes.
 SEM_VALUES = ("ids", "labels")
@@ -212,20 +210,7 @@ def _read_records(
     path: str, ann_file: str, images: Sequence[dict], table: ClassTable, ranking: bool
 ) -> list[list[tuple[int, dict]]]:
     """The records of each image with their positions in the file, looked through."""
-    if not os.path.isfile(path):
-        raise MissingDataError(f"{path}: there is no such file of results")
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except ValueError as fault:
-        raise AnnotationError(
-            f"{path}: not a JSON file ({fault}); is it cut short or another kind of file? "
-            "Write it again"
-        ) from None
-    if not isinstance(content, list):
-        raise AnnotationError(
-            f"{path}: holds a {type(content).__name__}, not a list of COCO results "
-            '[{"image_id": ..., "category_id": ..., "segmentation": ..., "score": ...}]'
-        )
+    content = read_results(path)
     places = {image["id"]: place for place, image in enumerate(images)}
     raise_faults(path, _record_faults(content, ann_file, places, table, ranking))
     raise_faults(path, mask_faults(_masks(content, images, places)))

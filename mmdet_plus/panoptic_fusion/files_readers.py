@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from mmseg_plus.bpr.sources_rle import stack_masks
 from mmseg_plus.common.coco_checks import AnnotationError, MissingDataError, raise_faults
+from mmseg_plus.common.coco_masks import stack_masks
 
 from .files_inputs import SEM_VALUES, ClassTable, ImageFiles
 

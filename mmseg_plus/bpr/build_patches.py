@@ -6,38 +6,28 @@ that it holds the same whatever their number, and after however many interruptio
 Shape legend: N coarse masks of an image of H x W pixels, P patches.
 """
 
-import multiprocessing
 import os
-import signal
-import sys
-import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
 from mmplus_ops import extract_boundary_patches
 from mmseg_plus.common.errors import UserError
-from mmseg_plus.common.progress import ProgressLine
+from mmseg_plus.common.progress import ProgressLine, duration
+from mmseg_plus.common.workers import Workers
 
 from .coarse_masks import KINDS, degrade
 from .instances import ImageInstances, InstanceSource
 from .patch_store import EncodedPatch, PatchStoreWriter, encode_patch
 from .patches import crop_training_patches, match
-from .refine_results import duration
 
-# Images that wait for their turn to be written, for each process.
-_AHEAD = 4
-
+_MEND = "go on with --resume, with fewer --workers if memory is short"
 _CROWD = "a crowd"
 _EMPTY = "no pixels"
 _UNMATCHED = "no ground truth of its class that it overlaps enough"
@@ -150,7 +140,7 @@ def build_patches(
             job = _Job(coarse, truth, settings, skip_bad)
             if coarse is not None:
                 job.places = _places(coarse, truth)
-            with _Workers(job, workers) as run:
+            with Workers(job, workers, mend=_MEND) as run:
                 _fill(writer, job, run, progress)
         report = _report(writer)
         if not report.patches:
@@ -163,7 +153,7 @@ def build_patches(
 
 
 def _fill(
-    writer: PatchStoreWriter, job: "_Job", run: "_Workers", progress: ProgressLine | None
+    writer: PatchStoreWriter, job: "_Job", run: Workers, progress: ProgressLine | None
 ) -> None:
     """Add the images that are not in the store yet."""
     images = range(len(job.source))
@@ -180,7 +170,7 @@ def _fill(
 
 
 def _sample(
-    settings: PatchSettings, images: Sequence[int], run: "_Workers", progress: ProgressLine | None
+    settings: PatchSettings, images: Sequence[int], run: Workers, progress: ProgressLine | None
 ) -> dict[int, np.ndarray]:
     """Choose among all usable instances, evenly.
 
@@ -381,85 +371,3 @@ def _patches(job: _Job, task: tuple[int, np.ndarray | None]) -> _Done:
     ]
     done.facts["patches"] = len(done.patches)
     return done
-
-
-_worker_job: _Job | None = None
-
-
-def _begin_worker(job: _Job) -> None:
-    global _worker_job
-    _worker_job = job
-    # Ctrl-C reaches all; the process that started this one ends it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Do not wait for work for ever where the process that gives it was killed."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _call(function: Callable, task: Any) -> Any:
-    return function(_worker_job, task)
-
-
-class _Workers:
-    """Does tasks in processes, or in this one, and hands their results out in order.
-
-    Args:
-        job: What all tasks share.
-        number: Of processes.
-    """
-
-    def __init__(self, job: _Job, number: int) -> None:
-        self._job, self._number = job, number
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> "_Workers":
-        if self._number:
-            # Forked workers start at once; spawned ones import everything anew.
-            method = "fork" if sys.platform.startswith("linux") else "spawn"
-            self._pool = ProcessPoolExecutor(
-                self._number,
-                mp_context=multiprocessing.get_context(method),
-                initializer=_begin_worker,
-                initargs=(self._job,),
-            )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
-
-    def __call__(self, function: Callable, tasks: Sequence) -> Iterator:
-        if self._pool is None:
-            yield from (function(self._job, task) for task in tasks)
-            return
-        pending: deque = deque()
-        with _one_thread():
-            try:
-                for task in tasks:
-                    pending.append(self._pool.submit(_call, function, task))
-                    if len(pending) >= _AHEAD * self._number:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            except BrokenProcessPool as error:
-                raise UserError(
-                    "a worker process died (out of memory, or killed); go on with --resume, with "
-                    "fewer --workers if memory is short"
-                ) from error
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep OpenCV to one thread while processes share the work: a fork must find no others."""
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)

@@ -7,12 +7,11 @@ from typing import Any
 
 from mmseg_plus.common.compat import available_cores
 from mmseg_plus.common.errors import UserError
-from mmseg_plus.common.progress import ProgressLine
+from mmseg_plus.common.files import file_digest, files_digest
+from mmseg_plus.common.progress import ProgressLine, duration
 
 from .build_patches import BuildReport, PatchSettings, build_patches
-from .refine_results import duration
 from .sources import CityscapesGroundTruth, CocoGroundTruth, open_results
-from .sources_files import file_digest, files_digest
 
 #: The splits, each with the least IoU of its coarse masks: the validation's are not filtered.
 SPLITS = {"train": 0.5, "val": 0.0}

@@ -20,14 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
+from mmseg_plus.common.coco_masks import encode_mask
 from mmseg_plus.common.errors import UserError
-from mmseg_plus.common.progress import ProgressLine
+from mmseg_plus.common.progress import ProgressLine, duration
 
 from .instances import ImageInstances
 from .refine_journal import RefineJournal
 from .refine_processes import Processes
 from .sources import ResultsSource
-from .sources_rle import encode_mask
 
 #: image (H, W, 3) uint8 BGR and masks (N, H, W) bool to refined masks (N, H, W) bool.
 Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -336,13 +336,6 @@ class _Progress:
             speed += f", {patches / seconds:.0f} patches/s"
         left = duration(seconds / self._done * (self._total - self._done))
         self._line.show(f"  {self._done}/{self._total} images{self._whose}, {speed}, {left} left")
-
-
-def duration(seconds: float) -> str:
-    """Write a time as minutes and seconds, or with hours."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _patches_of(refine: Refine) -> int:

@@ -14,12 +14,13 @@ import numpy as np
 from PIL import Image
 
 from mmseg_plus.common.coco_checks import AnnotationError, MissingDataError, raise_faults
+from mmseg_plus.common.coco_masks import decode_mask
+from mmseg_plus.common.coco_results import is_score
 from mmseg_plus.common.errors import UserError
+from mmseg_plus.common.files import files_digest
 
 from .instances import ImageInstances
-from .sources_coco import is_score
-from .sources_files import files_digest, inside
-from .sources_rle import decode_mask
+from .sources_files import inside
 
 _PREDICTIONS = "_pred.txt"
 _INSTANCE_IDS = "_gtFine_instanceIds.png"

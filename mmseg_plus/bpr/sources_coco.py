@@ -4,7 +4,6 @@ Shape legend: N instances of an image of H x W pixels.
 """
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from mmseg_plus.common.coco_checks import (
-    AnnotationError,
     MissingDataError,
     check_categories,
     check_images,
@@ -21,10 +19,12 @@ from mmseg_plus.common.coco_checks import (
     raise_faults,
     read_annotation_file,
 )
+from mmseg_plus.common.coco_masks import mask_area, mask_box, mask_faults, stack_masks
+from mmseg_plus.common.coco_results import is_score, read_results
+from mmseg_plus.common.files import file_digest
 
 from .instances import ImageInstances
-from .sources_files import file_digest, require_ending
-from .sources_rle import mask_area, mask_box, mask_faults, stack_masks
+from .sources_files import require_ending
 
 
 class CocoImages:
@@ -239,7 +239,7 @@ class CocoResults(_CocoInstances):
         self._file = os.fspath(results)
         self._images = CocoImages(ann_file, img_dir)
         self._images.take_content()
-        self._records = _read_results(self._file)
+        self._records = read_results(self._file)
         raise_faults(self._file, self._faults())
         raise_faults(self._file, mask_faults(self._masks()))
         self._index(check_files)
@@ -337,33 +337,5 @@ def with_mask(record: dict, counts: str, height: int, width: int) -> dict:
     return new
 
 
-def is_score(value: object) -> bool:
-    """Whether a value is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return math.isfinite(value)
-
-
 def _is_in(ident: object, known: Mapping | set) -> bool:
     return isinstance(ident, (int, str)) and ident in known
-
-
-def _read_results(path: str) -> list:
-    if not os.path.isfile(path):
-        raise MissingDataError(f"{path}: there is no such file of results")
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except ValueError as fault:
-        raise AnnotationError(
-            f"{path}: not a JSON file ({fault}); is it cut short or another kind of file? "
-            "Write it again"
-        ) from None
-    if not isinstance(content, list):
-        hint = ""
-        if isinstance(content, dict) and "annotations" in content:
-            hint = "; it looks like ground truth, which has no results to refine"
-        raise AnnotationError(
-            f"{path}: holds a {type(content).__name__}, not a list of COCO results "
-            f'[{{"image_id": ..., "category_id": ..., "segmentation": ..., "score": ...}}]{hint}'
-        )
-    return content

@@ -1,30 +1,10 @@
-"""What the sources of instances know of files: digests, endings, names that stay inside."""
+"""What the sources of instances know of files: endings, names that stay inside."""
 
-import hashlib
 import os
 import posixpath
-from collections.abc import Iterable
 from pathlib import Path
 
 from mmseg_plus.common.errors import UserError
-
-_BLOCK = 1 << 20
-
-
-def file_digest(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    return files_digest([path])
-
-
-def files_digest(paths: Iterable[str | os.PathLike]) -> str:
-    """The SHA-256 over the contents of files and where each ends, in hexadecimal."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-            digest.update(file.tell().to_bytes(8, "little"))
-    return digest.hexdigest()
 
 
 def require_ending(out: str | os.PathLike, *endings: str) -> None:

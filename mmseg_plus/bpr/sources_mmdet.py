@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from mmseg_plus.common.coco_checks import AnnotationError, MissingDataError, raise_faults
+from mmseg_plus.common.coco_masks import as_text, mask_box, mask_faults
+from mmseg_plus.common.files import file_digest
 
 from .instances import ImageInstances
 from .sources_coco import CocoImages
-from .sources_files import file_digest, require_ending
-from .sources_rle import as_text, mask_box, mask_faults
+from .sources_files import require_ending
 
 # What mmengine writes its pickles with.
 _PROTOCOL = 2

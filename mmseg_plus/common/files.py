@@ -1,10 +1,11 @@
-"""Files that appear whole or not at all, folders that one process at a time works in."""
+"""Files that appear whole or not at all, folders that one process at a time works in, digests."""
 
 import fcntl
+import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -12,6 +13,7 @@ from typing import TextIO
 from mmseg_plus.common.errors import UserError
 
 _POLL_SECONDS = 0.2
+_BLOCK = 1 << 20
 
 
 def write_file(path: str | os.PathLike, content: bytes, aside: Path | None = None) -> Path:
@@ -115,3 +117,19 @@ def _lock(handle: TextIO, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle.fileno()), path.stat())
     except FileNotFoundError:
         return False
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    return files_digest([path])
+
+
+def files_digest(paths: Iterable[str | os.PathLike]) -> str:
+    """The SHA-256 over the contents of files and where each ends, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+            digest.update(file.tell().to_bytes(8, "little"))
+    return digest.hexdigest()

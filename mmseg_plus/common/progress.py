@@ -35,3 +35,10 @@ class ProgressLine:
         """Write a line that stays."""
         self._stream.write(f"\r\033[K{text}\n" if self._live else f"{text}\n")
         self._stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """Write a time as minutes and seconds, or with hours."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -510,7 +510,6 @@ def test_progress_and_patches(root):
     assert report.patches == 10 * sum(COUNTS)
     assert "  1/5 images, " in stream.getvalue() and " patches/s, " in stream.getvalue()
     assert "  5/5 images" in stream.getvalue() and "0:00 left" in stream.getvalue()
-    assert refine_results.duration(59) == "0:59" and refine_results.duration(3725) == "1:02:05"
 
 
 def test_memory_does_not_follow_the_number_of_images(tmp_path):

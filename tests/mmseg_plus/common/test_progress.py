@@ -2,7 +2,7 @@
 
 import io
 
-from mmseg_plus.common.progress import ProgressLine
+from mmseg_plus.common.progress import ProgressLine, duration
 
 
 class Terminal(io.StringIO):
@@ -22,3 +22,7 @@ def test_progress_is_written_over_on_a_terminal_alone():
     often = io.StringIO()
     ProgressLine(often, interval=0).show("1 of 2")
     assert often.getvalue() == "1 of 2\n"
+
+
+def test_durations():
+    assert duration(59.9) == "0:59" and duration(3725) == "1:02:05"

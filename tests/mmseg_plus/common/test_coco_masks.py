@@ -5,7 +5,7 @@ import pytest
 import tiny_results
 from pycocotools import mask as coco_mask
 
-from mmseg_plus.bpr.sources_rle import (
+from mmseg_plus.common.coco_masks import (
     as_text,
     decode_mask,
     encode_mask,
