@@ -224,7 +224,7 @@ def _run(
             entry.metric.count(sample, panoptic)
             if show_dir and done < show:
                 panels[name] = panel_of(entry.fuser, seen, panoptic)
-        if judge and "occlusion" in seen.results:
+        if judge and ("occlusion" in seen.results or "ranking_scores" in seen.results):
             truth = true_things(metric.true_map(sample), seen.seg_logits.device)
             counts = np.array(judge(seen.results, *truth))
             pairs = counts if pairs is None else pairs + counts
@@ -245,7 +245,7 @@ def _run(
     }
     if pairs is not None:
         record["overlapping_pairs"] = dict(
-            zip(("number", "right_by_occlusion", "right_by_score"), pairs.tolist(), strict=True)
+            zip(("number", "right_by_network", "right_by_score"), pairs.tolist(), strict=True)
         )
     return record
 
@@ -360,11 +360,11 @@ def markdown(record: Mapping[str, Any]) -> str:
     elif pairs:
         right, by_score = (
             f"{100 * pairs[key] / pairs['number']:.1f} %"
-            for key in ("right_by_occlusion", "right_by_score")
+            for key in ("right_by_network", "right_by_score")
         )
         text += (
             f"\nOf {pairs['number']} overlapping pairs of things, the order is right in {right} by "
-            f"occlusion, in {by_score} by score alone\n"
+            f"the network, in {by_score} by score alone\n"
         )
     return text
 

@@ -39,7 +39,7 @@ class PairCounts(NamedTuple):
 
     Attributes:
         pairs: How many there are, each counted once.
-        right: Where ``occlusion`` has the right one on top; a draw is wrong.
+        right: Where the network has the right one on top; a draw is wrong.
         right_by_score: Where the higher score lies on top; of equal ones the first is the higher.
     """
 
@@ -152,15 +152,10 @@ class OcclusionHead(BaseModule):
             results.occlusion = matrix
         return results_list
 
-    @torch.no_grad()
     def pair_accuracy(
         self, results: InstanceData, segments: Tensor, segment_labels: Tensor
     ) -> PairCounts:
-        """Judge the predicted order of one image's instances by its ground truth.
-
-        Only pairs count that :meth:`predict` looked at, that stand for different things of the
-        ground truth (as :func:`match` finds them), and of which one owns more of the pixels in both
-        masks.
+        """Judge the predicted order of one image's instances, see :func:`count_right_pairs`.
 
         Args:
             results: With ``scores``, ``labels``, ``masks`` (K, H, W) and ``occlusion`` (K, K).
@@ -168,23 +163,13 @@ class OcclusionHead(BaseModule):
             segment_labels: (G,).
 
         Returns:
-            The counts.
+            The counts, over the pairs that :meth:`predict` looked at.
         """
         kept = (results.scores >= self.score_thr).nonzero()[:, 0]
-        scores, labels = results.scores[kept], results.labels[kept]
-        masks, occlusion = results.masks[kept].bool(), results.occlusion[kept][:, kept]
-        owners = match(masks, labels, segments, segment_labels, self.match_iou)
-        canvas = ownership(segments)
-        pairs = overlapping_pairs(masks, self.overlap_thr)
-        # Of both orders of a pair, the right one alone is looked at.
-        in_front = [
-            part[occlusion_targets(masks, owners, canvas, part) == 1]
-            for part in pairs.split(_CHUNK)
-        ]
-        front, back = torch.cat([pairs[:0], *in_front]).unbind(1)
-        place = scores.argsort(descending=True, stable=True).argsort()
-        right = occlusion[front, back] > occlusion[back, front]
-        return PairCounts(len(front), int(right.sum()), int((place[front] < place[back]).sum()))
+        occlusion = results.occlusion[kept][:, kept]
+        return count_right_pairs(
+            results[kept], occlusion, segments, segment_labels, self.overlap_thr, self.match_iou
+        )
 
     def priors(
         self, x: tuple[Tensor, ...], image: int, results: InstanceData, boxes: Tensor
@@ -205,6 +190,45 @@ class OcclusionHead(BaseModule):
         crops = torch.cat([index.to(rois), results.bboxes.to(rois)], 1)
         masks = roi_align(masks, crops.to(masks), _MASK_SIZE, 1 / STRIDE, 0, "avg", True)
         return Priors(masks[:, 0], features, results.labels)
+
+
+@torch.no_grad()
+def count_right_pairs(
+    results: InstanceData,
+    occlusion: Tensor,
+    segments: Tensor,
+    segment_labels: Tensor,
+    overlap_thr: float,
+    match_iou: float,
+) -> PairCounts:
+    """Judge an order of one image's instances by its ground truth.
+
+    Only pairs count that overlap, that stand for different things of the ground truth (as
+    :func:`match` finds them), and of which one owns more of the pixels in both masks.
+
+    Args:
+        results: With ``scores``, ``labels`` and ``masks`` (K, H, W).
+        occlusion: (K, K), i lies upon j where it is larger than its transpose.
+        segments: (G, H, W) bool, the things that the ground truth shows, without overlap.
+        segment_labels: (G,).
+        overlap_thr: Of :func:`overlapping_pairs`.
+        match_iou: Of :func:`match`.
+
+    Returns:
+        The counts.
+    """
+    masks = results.masks.bool()
+    owners = match(masks, results.labels, segments, segment_labels, match_iou)
+    canvas = ownership(segments)
+    pairs = overlapping_pairs(masks, overlap_thr)
+    # Of both orders of a pair, the right one alone is looked at.
+    in_front = [
+        part[occlusion_targets(masks, owners, canvas, part) == 1] for part in pairs.split(_CHUNK)
+    ]
+    front, back = torch.cat([pairs[:0], *in_front]).unbind(1)
+    place = results.scores.argsort(descending=True, stable=True).argsort()
+    right = occlusion[front, back] > occlusion[back, front]
+    return PairCounts(len(front), int(right.sum()), int((place[front] < place[back]).sum()))
 
 
 def found_and_true_masks(results: InstanceData, sample: DetDataSample) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,16 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmdet.utils import InstanceList
 from mmengine.model import BaseModule
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from .occlusion_head import STRIDE, found_and_true_masks, ownership
+from .occlusion_head import (
+    STRIDE,
+    PairCounts,
+    count_right_pairs,
+    found_and_true_masks,
+    ownership,
+)
 
 
 class LargeKernelConv(BaseModule):
@@ -58,6 +65,8 @@ class SpatialRankingHead(BaseModule):
         channels: Within the convolution (ours).
         kernel_size: Of the convolution (ours; the paper calls it large).
         loss_weight: Of the cross-entropy.
+        overlap_thr: As of :class:`OcclusionHead`; it decides which pairs are judged.
+        match_iou: As of :class:`OcclusionHead`, for the same.
     """
 
     def __init__(
@@ -68,11 +77,15 @@ class SpatialRankingHead(BaseModule):
         channels: int = 128,
         kernel_size: int = 7,
         loss_weight: float = 1.0,
+        overlap_thr: float = 0.2,
+        match_iou: float = 0.5,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.score_thr = score_thr
         self.loss_weight = loss_weight
+        self.overlap_thr = overlap_thr
+        self.match_iou = match_iou
         self.conv = LargeKernelConv(num_classes, channels, num_classes, kernel_size)
 
     def init_weights(self) -> None:
@@ -149,6 +162,25 @@ class SpatialRankingHead(BaseModule):
                 ranking[kept] = (probs[labels] * masks).flatten(1).sum(1) / areas.clamp(min=1)
             results.ranking_scores = ranking
         return results_list
+
+    def pair_accuracy(
+        self, results: InstanceData, segments: Tensor, segment_labels: Tensor
+    ) -> PairCounts:
+        """Judge the order of one image's instances, as :meth:`OcclusionHead.pair_accuracy` does.
+
+        Args:
+            results: With ``scores``, ``labels``, ``masks`` (K, H, W) and ``ranking_scores`` (K,).
+            segments: See there.
+            segment_labels: See there.
+
+        Returns:
+            See there.
+        """
+        kept = results[results.scores >= self.score_thr]
+        ranking = kept.ranking_scores[:, None].expand(-1, len(kept))
+        return count_right_pairs(
+            kept, ranking, segments, segment_labels, self.overlap_thr, self.match_iou
+        )
 
 
 def _shrunk(masks: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:

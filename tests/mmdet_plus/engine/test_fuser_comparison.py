@@ -287,7 +287,7 @@ def test_each_fuser_pastes_in_its_own_order(all_knowing, tmp_path):
         expected = 100 * np.mean(qualities)
         assert found["heuristic" + suffix]["PQ_st"] == pytest.approx(expected)
     assert record["overlapping_pairs"] == dict(
-        number=IMAGES, right_by_occlusion=IMAGES, right_by_score=3
+        number=IMAGES, right_by_network=IMAGES, right_by_score=3
     )
 
 
@@ -324,7 +324,7 @@ def test_the_record(all_knowing, tmp_path, monkeypatch):
     metrics = record["fusers"]["heuristic"]["metrics"]
     assert row.split(" | ")[1:4] == [f"{metrics[key]:.2f}" for key in ("PQ", "SQ", "RQ")]
     assert "tiny, 5 images" in table
-    assert "Of 5 overlapping pairs" in table and "100.0 % by occlusion, in 60.0 %" in table
+    assert "Of 5 overlapping pairs" in table and "100.0 % by the network, in 60.0 %" in table
     assert not list(Path.cwd().glob("work_dirs")) and {
         f.name for f in (tmp_path / "deep").iterdir()
     } == {
@@ -335,7 +335,7 @@ def test_the_record(all_knowing, tmp_path, monkeypatch):
 
 def test_a_table_of_what_is_undefined():
     metrics = dict.fromkeys(FIGURES, 12.345) | dict(PQ_st=-1.0, SQ_st=-1.0, RQ_st=-1.0)
-    pairs = dict(number=0, right_by_occlusion=0, right_by_score=0)
+    pairs = dict(number=0, right_by_network=0, right_by_score=0)
     record = dict(config="c", images=2, images_in_set=2, fusers=dict(a=dict(metrics=metrics)))
     table = markdown(record | dict(overlapping_pairs=pairs))
     row = table.splitlines()[2].split("|")

@@ -5,7 +5,7 @@ import torch
 from mmengine.structures import InstanceData
 from tiny_refine import CHANNELS, THINGS, drawn
 
-from mmdet_plus.refine import OcclusionHead, occlusion_head
+from mmdet_plus.refine import OcclusionHead, SpatialRankingHead, occlusion_head
 
 # Two squares that overlap by a quarter, once more far away from them; the last one is alone.
 BOXES = torch.tensor(
@@ -89,3 +89,20 @@ def test_many_pairs_are_counted_in_parts(head, monkeypatch):
     monkeypatch.setattr(occlusion_head, "_CHUNK", 1)
     parts = head.pair_accuracy(results(on_top=[(1, 0), (3, 2)]), true_segments([1, 2]), LABELS)
     assert parts == whole == (2, 1, 1)
+
+
+def test_a_ranking_is_judged_as_well(head):
+    ranking_head = SpatialRankingHead(THINGS, score_thr=0.3)
+    truth = true_segments([1, 2]), LABELS
+    for ranking, right in (
+        ((0.1, 0.2, 0.4, 0.3, 0), 2),
+        ((0.2, 0.1, 0.4, 0.3, 0), 1),
+        ((0.2, 0.1, 0.3, 0.4, 0), 0),
+        ((0.2, 0.2, 0.3, 0.3, 0), 0),
+    ):
+        found = results()
+        found.ranking_scores = torch.tensor(ranking)
+        assert ranking_head.pair_accuracy(found, *truth) == (2, right, 1)
+    found.scores = torch.tensor((0.9, 0.8, 0.7, 0.2, 0.5))
+    found.ranking_scores = torch.tensor((0.1, 0.2, 0.4, 0.3, 0))
+    assert ranking_head.pair_accuracy(found, *truth) == (1, 1, 0)
