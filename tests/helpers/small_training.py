@@ -1,5 +1,10 @@
 """Trainings of a few iterations on small pictures, through the engine that the tools use."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 from mmdet_plus.engine import prepare_train_cfg, train
 from mmdet_plus.engine.comparison import read_scalars
 
@@ -53,3 +58,21 @@ def losses_logged(work_dir, *further):
         entry["step"]: {k: v for k, v in entry.items() if "loss" in k or k in wanted}
         for entry in training
     }
+
+
+def train_in_two_processes(config, work_dir, options):
+    """Do two iterations by ``tools/dist_train.sh``; returns their losses.
+
+    Distributed training hangs or fails where a parameter gets no gradient.
+    """
+    options = options | {"train_cfg.max_iters": 2, "train_cfg.val_interval": 2}
+    tool = Path(__file__).resolve().parents[2] / "tools/dist_train.sh"
+    pairs = [f"{key}={value}" for key, value in options.items()]
+    subprocess.run(
+        ["bash", tool, config, "2", "--work-dir", str(work_dir), "--cfg-options", *pairs],
+        env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
+        cwd=work_dir,
+        check=True,
+        timeout=300,
+    )
+    return losses_logged(work_dir)

@@ -1,9 +1,6 @@
 """BlendMask on Shapes through the engine that the tools use, and as a module by itself."""
 
 import copy
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +8,7 @@ import torch
 from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
 from mmengine.structures import InstanceData, PixelData
-from small_training import losses_logged, run_training, small_options
+from small_training import losses_logged, run_training, small_options, train_in_two_processes
 from tiny_mr_rcnn import TWO_IMAGES, losses_of, make_batch, total, train_a_little
 
 from mmdet_plus.datasets import make_shapes
@@ -99,19 +96,9 @@ def test_mixed_precision(tmp_path, repo_root, options):
 
 
 def test_two_processes(tmp_path, repo_root, panoptic_options):
-    """Distributed training hangs or fails where a parameter gets no gradient."""
-    given = panoptic_options | {"train_cfg.max_iters": 2, "train_cfg.val_interval": 2}
-    pairs = [f"{key}={value}" for key, value in given.items()]
-    subprocess.run(
-        ["bash", repo_root / "tools/dist_train.sh", repo_root / PANOPTIC, "2"]
-        + ["--work-dir", str(tmp_path), "--cfg-options", *pairs],
-        env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        check=True,
-        timeout=300,
-    )
-    values = [value for entry in losses_logged(tmp_path).values() for value in entry.values()]
-    assert len(losses_logged(tmp_path)) == 2 and np.isfinite(values).all()
+    entries = train_in_two_processes(repo_root / PANOPTIC, tmp_path, panoptic_options)
+    values = [value for entry in entries.values() for value in entry.values()]
+    assert len(entries) == 2 and np.isfinite(values).all()
 
 
 def test_the_loss_goes_down(build, batch):
