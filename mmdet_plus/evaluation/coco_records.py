@@ -1,10 +1,8 @@
 """COCO ground truth and results, checked record by record and copied for an evaluation."""
 
-import json
 import math
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from numbers import Real
-from pathlib import Path
 from typing import NamedTuple
 
 from faster_coco_eval import COCO
@@ -98,26 +96,6 @@ def prepare_records(
         len(sizes),
         [category["name"] for category in classes],
     )
-
-
-def read_results(path: str) -> list[dict]:
-    """Read a COCO results JSON.
-
-    Raises:
-        UserError: There is no such file, or it holds something else.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: there is no such results file")
-    try:
-        results = json.loads(Path(path).read_bytes())
-    except ValueError as fault:
-        raise UserError(f"{path}: not a JSON file ({fault}); write it again") from None
-    if not isinstance(results, list):
-        raise UserError(
-            f"{path}: holds a {type(results).__name__}, not COCO results (a list of objects with "
-            "`image_id`, `category_id`, `score` and `segmentation`)"
-        )
-    return results
 
 
 def _with_texts(content: dict) -> dict:

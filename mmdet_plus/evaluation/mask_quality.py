@@ -39,10 +39,11 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from mmseg_plus.common.coco_checks import read_annotation_file
+from mmseg_plus.common.coco_results import read_results
 from mmseg_plus.common.compat import available_cores
 
 from .boundary_f import rle_boundary_f
-from .coco_records import EvaluationRecords, prepare_records, read_results
+from .coco_records import EvaluationRecords, prepare_records
 
 AP_ITEMS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 AF_ITEMS = ("AF", "AF_s", "AF_m", "AF_l")

@@ -172,6 +172,11 @@ class HeuristicFusion(BasePanopticFusionHead):
         """
         return fuse_heuristic(results.masks, results.scores, results.labels, sem, **self.settings)
 
+    @property
+    def score_thr(self) -> float:
+        """Instances of lower scores take no part."""
+        return self.settings.get("score_thr", 0.5)
+
     def needed(self, results: InstanceData, field: str) -> Tensor:
         """A field of the results that a network of the model must have put there."""
         if field not in results:
@@ -258,10 +263,11 @@ def to_mmdet_panoptic(
         ``sem_seg`` (1, H, W) int32: of a thing its class + ``INSTANCE_OFFSET`` times its id, of
         stuff ``num_things`` - 1 + its class, of void ``num_things + num_stuff``.
     """
-    codes = panoptic.new_full((len(segments) + 1,), num_things + num_stuff)
+    # Segments are numbered from 1.
+    codes = [num_things + num_stuff, *(0 for _ in segments)]
     for segment in segments:
         number, label = segment["id"], segment["category_id"]
         codes[number] = (
             label + number * INSTANCE_OFFSET if segment["isthing"] else num_things - 1 + label
         )
-    return PixelData(sem_seg=codes[panoptic.long()][None])
+    return PixelData(sem_seg=panoptic.new_tensor(codes)[panoptic.long()][None])

@@ -43,8 +43,8 @@ def unknown_erasing(
 
     Raises:
         TypeError: ``sem_probs`` is not floating point.
-        ValueError: ``sem_probs`` is not (C, H, W) or holds NaN, ``dilation`` is negative, or a
-            stuff class is not one of the C.
+        ValueError: ``sem_probs`` is not (C, H, W) or holds NaN, ``threshold`` is not in [0, 1],
+            ``dilation`` is negative, or a stuff class is not one of the C.
     """
     (probs,), arrays = to_tensors(sem_probs)
     if not probs.is_floating_point():
@@ -87,6 +87,8 @@ def erase_regions(
     """
     if isinstance(dilation, bool) or dilation != int(dilation) or dilation < 0:
         raise ValueError(f"dilation must be a whole number of pixels >= 0, got {dilation!r}")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be a probability in [0, 1], got {threshold!r}")
     ignored = {-1, *range(len(probs))} - {int(label) for label in stuff_classes}
     regions = connected_components(labels, sorted(ignored)).long()
     confidence = region_confidence(regions, labels, probs, int(dilation))

@@ -18,15 +18,15 @@ from torch import Tensor
 
 from .projection import IterativeProjection
 
-# Names of the semantic predictions among the losses, from which the detector takes them.
-SEG_PREDS = "seg_preds_{}"
+# Begin of the names of semantic predictions among the losses, from which the detector takes them.
+SEG_PREDS = "seg_preds_"
 
 
 class _ProjectionMixin:
     """What both RoI heads share.
 
     Args:
-        num_iterations: T. With 0 the head is the one that it extends.
+        num_iterations: T. With 0 the head is mmdet's own.
         num_stuff_classes: C_sem.
         share_heads, canvas_weight: As of :class:`IterativeProjection`.
         semantic_norm_cfg: Of its semantic heads.
@@ -136,7 +136,7 @@ class _ProjectionMixin:
                 mask_preds, sampling_results, batch_gt_instances, rcnn_train_cfg
             )
             losses[f"loss_mask_{t}"] = result["loss_mask"]["loss_mask"]
-            losses[SEG_PREDS.format(t)] = state[-1]
+            losses[f"{SEG_PREDS}{t}"] = state[-1]
         return losses
 
     def predict_mask(
@@ -272,6 +272,11 @@ class IterativeProjectionCascadeRoIHead(_ProjectionMixin, CascadeRoIHead):
             sampling_results,
             batch_gt_instances,
             self.train_cfg[stage],
+        )
+        # A cascade gives later stages less weight, and averages the masks of all at test. Here the
+        # last iteration's masks are the result: all iterations weigh the same, as on other boxes.
+        losses[f"loss_mask_{stage + 1}"] = (
+            losses[f"loss_mask_{stage + 1}"] / self.stage_loss_weights[stage]
         )
         return dict(loss_mask=losses)
 

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from mmdet_plus.panoptic_fusion import overlapping
 
+# Pairs at a time whose shared pixels are counted, or that the network reads.
+_CHUNK = 64
+
 
 def overlapping_pairs(masks: Tensor, threshold: float = 0.2) -> Tensor:
     """Ordered pairs of instances that overlap by more than ``threshold`` of the smaller area.
@@ -51,15 +54,39 @@ def occlusion_targets(masks: Tensor, owners: Tensor, canvas: Tensor, pairs: Tens
     return targets.masked_fill(~usable, -1)
 
 
+def labelled_pairs(
+    masks: Tensor, owners: Tensor, canvas: Tensor, threshold: float = 0.2
+) -> tuple[Tensor, Tensor]:
+    """The pairs that overlap and whose order the ground truth tells.
+
+    Args:
+        masks: (K, h, w) bool, predicted.
+        owners: See :func:`occlusion_targets`.
+        canvas: See there.
+        threshold: See :func:`overlapping_pairs`.
+
+    Returns:
+        (P, 2) places, and (P,) targets of 0 and 1.
+    """
+    pairs = overlapping_pairs(masks, threshold)
+    first, second = owners[pairs].unbind(1)
+    pairs = pairs[(first > 0) & (second > 0) & (first != second)]
+    targets = [occlusion_targets(masks, owners, canvas, part) for part in pairs.split(_CHUNK)]
+    targets = torch.cat([owners[:0].long(), *targets])
+    return pairs[targets >= 0], targets[targets >= 0]
+
+
 class Priors(NamedTuple):
     """What the network knows of the instances of an image.
 
-    ``masks`` (K, M, M) probabilities over the instances' boxes, ``features`` (K, D, S, S) of the
-    same boxes, ``labels`` (K,).
+    Attributes:
+        masks: (K, M, M) in [0, 1], the part of each cell of the instance's box that its mask fills.
+        features: (K, D, S, S) of the same boxes; None where the network does not read them.
+        labels: (K,).
     """
 
     masks: Tensor
-    features: Tensor
+    features: Tensor | None
     labels: Tensor
 
 
@@ -151,7 +178,7 @@ class OcclusionNetwork(BaseModule):
             parts.append(embedded[:, :, None, None].expand(-1, -1, *size))
         return torch.cat(parts, 1)
 
-    def forward(self, priors: Priors, pairs: Tensor, chunk: int = 64) -> Tensor:
+    def forward(self, priors: Priors, pairs: Tensor, chunk: int = _CHUNK) -> Tensor:
         """Compute the logits of O for pairs.
 
         Args:
@@ -164,7 +191,7 @@ class OcclusionNetwork(BaseModule):
         """
         # Who overlaps with nobody is not looked at.
         present, pairs = pairs.unique(return_inverse=True)
-        seen = self.read(Priors(*(prior[present] for prior in priors)))
+        seen = self.read(Priors(*(None if prior is None else prior[present] for prior in priors)))
         front, back = self.first(seen), self.second(seen)
         logits = [
             self.fc_occlusion(

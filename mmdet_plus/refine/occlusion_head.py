@@ -22,16 +22,15 @@ from mmplus_ops import mask_intersections
 from .occlusion import (
     OcclusionNetwork,
     Priors,
+    labelled_pairs,
     occlusion_matrix,
-    occlusion_targets,
     overlapping_pairs,
 )
 
-# Masks are read at every fourth pixel: the network sees 14 x 14 of them.
+# In training overlaps are counted at every fourth pixel of the network's input.
 STRIDE = 4
 _MASK_SIZE = 28
-# Pairs at a time whose shared pixels are counted in the whole image.
-_CHUNK = 64
+_MASKS_AT_A_TIME = 16
 
 
 class PairCounts(NamedTuple):
@@ -60,6 +59,9 @@ class OcclusionHead(BaseModule):
         overlap_thr: Two instances overlap if they share more than this part of the smaller one.
         score_thr: Instances of lower scores, which no fuser uses, are passed over at test; as the
             fuser's.
+        train_score_thr: The same in training; ``score_thr`` if None. With a lower one there are
+            more pairs to learn from.
+        max_pairs: So many pairs of an image are learnt from, drawn at random if there are more.
         match_iou: In training an instance stands for the ground truth of its class whose mask it
             overlaps most, from this IoU on.
         loss_weight: Of the cross-entropy.
@@ -73,6 +75,8 @@ class OcclusionHead(BaseModule):
         *,
         overlap_thr: float = 0.2,
         score_thr: float = 0.5,
+        train_score_thr: float | None = None,
+        max_pairs: int = 128,
         match_iou: float = 0.5,
         loss_weight: float = 1.0,
         **kwargs,
@@ -84,6 +88,8 @@ class OcclusionHead(BaseModule):
         )
         self.overlap_thr = overlap_thr
         self.score_thr = score_thr
+        self.train_score_thr = score_thr if train_score_thr is None else train_score_thr
+        self.max_pairs = max_pairs
         self.match_iou = match_iou
         self.loss_weight = loss_weight
 
@@ -95,32 +101,33 @@ class OcclusionHead(BaseModule):
         Args:
             x: Feature maps.
             results_list: Per image, what the model finds, in pixels of the network's input:
-                ``bboxes`` (K, 4), ``labels`` (K,), ``masks`` (K, H, W) bool.
+                ``bboxes`` (K, 4), ``scores`` and ``labels`` (K,), ``masks`` (K, H, W) bool.
             batch_data_samples: ``gt_instances`` with ``labels``, and ``masks`` that do not overlap.
 
         Returns:
-            ``loss_occlusion``, and ``acc_occlusion``, the percentage of pairs that are right (100
-            where there is none).
+            ``loss_occlusion``, and ``acc_occlusion``, the percentage of pairs that are right (a
+            coin's 50 where there is none).
         """
         logits, targets = [], []
         for i, (results, sample) in enumerate(zip(results_list, batch_data_samples, strict=True)):
-            if len(results) < 2:
+            chosen = results[results.scores >= self.train_score_thr]
+            if len(chosen) < 2:
                 continue
-            masks, segments = found_and_true_masks(results, sample)
-            pairs = overlapping_pairs(masks, self.overlap_thr)
+            masks, segments = found_and_true_masks(chosen, sample)
             owners = match(
-                masks, results.labels, segments, sample.gt_instances.labels, self.match_iou
+                masks, chosen.labels, segments, sample.gt_instances.labels, self.match_iou
             )
-            target = occlusion_targets(masks, owners, ownership(segments), pairs)
-            usable = target >= 0
-            pairs, target = pairs[usable], target[usable]
+            pairs, target = labelled_pairs(masks, owners, ownership(segments), self.overlap_thr)
+            if len(pairs) > self.max_pairs:
+                taken = torch.randperm(len(pairs))[: self.max_pairs].to(pairs.device)
+                pairs, target = pairs[taken], target[taken]
             if len(pairs):
-                logits.append(self.network(self.priors(x, i, results, results.bboxes), pairs))
+                logits.append(self.network(self.priors(x, i, chosen, chosen.bboxes), pairs))
                 targets.append(target)
         if not targets:
             # Every parameter takes part, as distributed training needs.
             nothing = sum(parameter.sum() for parameter in self.parameters()) * 0
-            return dict(loss_occlusion=nothing, acc_occlusion=nothing.detach() + 100)
+            return dict(loss_occlusion=nothing, acc_occlusion=nothing.detach() + 50)
         found, wanted = torch.cat(logits), torch.cat(targets)
         loss = F.binary_cross_entropy_with_logits(found.float(), wanted.float())
         accuracy = 100 * ((found > 0) == wanted.bool()).float().mean()
@@ -182,14 +189,32 @@ class OcclusionHead(BaseModule):
             results: ``bboxes`` and ``masks`` in the same pixels, and ``labels``.
             boxes: The same boxes in pixels of the network's input.
         """
-        rois = bbox2roi([boxes])
-        rois[:, 0] = image
-        features = self.roi_extractor(x[: self.roi_extractor.num_inputs], rois)
-        masks = results.masks[:, None, ::STRIDE, ::STRIDE].to(features)
-        index = torch.arange(len(masks), device=rois.device)[:, None]
-        crops = torch.cat([index.to(rois), results.bboxes.to(rois)], 1)
-        masks = roi_align(masks, crops.to(masks), _MASK_SIZE, 1 / STRIDE, 0, "avg", True)
-        return Priors(masks[:, 0], features, results.labels)
+        features = None
+        if self.network.use_features:
+            rois = bbox2roi([boxes])
+            rois[:, 0] = image
+            features = self.roi_extractor(x[: self.roi_extractor.num_inputs], rois)
+        return Priors(mask_crops(results.masks, results.bboxes), features, results.labels)
+
+
+def mask_crops(masks: Tensor, boxes: Tensor) -> Tensor:
+    """Masks over their boxes, the same at any resolution of the image.
+
+    Args:
+        masks: (K, H, W) bool.
+        boxes: (K, 4) in their pixels.
+
+    Returns:
+        (K, 28, 28) in [0, 1], the part of each cell that the mask fills.
+    """
+    crops = [masks.new_zeros(0, _MASK_SIZE, _MASK_SIZE, dtype=torch.float32)]
+    for start in range(0, len(masks), _MASKS_AT_A_TIME):
+        some = slice(start, start + _MASKS_AT_A_TIME)
+        # In full precision: half of it would move boxes by whole pixels.
+        rois = bbox2roi([box[None] for box in boxes[some].float()])
+        planes = masks[some, None].float()
+        crops.append(roi_align(planes, rois, _MASK_SIZE, 1.0, 0, "avg", True)[:, 0])
+    return torch.cat(crops)
 
 
 @torch.no_grad()
@@ -219,13 +244,9 @@ def count_right_pairs(
     """
     masks = results.masks.bool()
     owners = match(masks, results.labels, segments, segment_labels, match_iou)
-    canvas = ownership(segments)
-    pairs = overlapping_pairs(masks, overlap_thr)
+    pairs, targets = labelled_pairs(masks, owners, ownership(segments), overlap_thr)
     # Of both orders of a pair, the right one alone is looked at.
-    in_front = [
-        part[occlusion_targets(masks, owners, canvas, part) == 1] for part in pairs.split(_CHUNK)
-    ]
-    front, back = torch.cat([pairs[:0], *in_front]).unbind(1)
+    front, back = pairs[targets == 1].unbind(1)
     place = results.scores.argsort(descending=True, stable=True).argsort()
     right = occlusion[front, back] > occlusion[back, front]
     return PairCounts(len(front), int(right.sum()), int((place[front] < place[back]).sum()))
@@ -242,8 +263,8 @@ def found_and_true_masks(results: InstanceData, sample: DetDataSample) -> tuple[
         (K, h, w) and (G, h, w), bool.
     """
     masks = results.masks[:, ::STRIDE, ::STRIDE]
-    segments = sample.gt_instances.masks.to_tensor(torch.bool, masks.device)
-    segments = segments[:, ::STRIDE, ::STRIDE]
+    segments = sample.gt_instances.masks.to_ndarray()[:, ::STRIDE, ::STRIDE]
+    segments = torch.from_numpy(segments.astype(bool)).to(masks.device)
     # After a crop mmdet pastes masks into the uncropped size.
     rows, cols = map(min, masks.shape[1:], segments.shape[1:])
     return masks[:, :rows, :cols], segments[:, :rows, :cols]

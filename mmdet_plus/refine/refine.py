@@ -12,8 +12,9 @@ from mmdet.structures import SampleList
 from mmdet.utils import InstanceList, OptConfigType
 from torch import Tensor
 
-from mmdet_plus.panoptic_fusion import HeuristicFusion
+from mmdet_plus.panoptic_fusion import HeuristicFusion, OcclusionFusion, SpatialRankingFusion
 
+from .iterative_projection_roi_head import SEG_PREDS
 from .semantic_head import ProjectionSemanticHead
 
 
@@ -36,8 +37,8 @@ class REFINE(TwoStagePanopticSegmentor):
         kwargs: Of mmdet's ``TwoStagePanopticSegmentor``.
 
     Raises:
-        ValueError: There is nothing but an occlusion head to train, and none; or a head iterates
-            without semantics to read.
+        ValueError: ``occlusion_only`` without an occlusion head, iterations without semantics to
+            read, or a fuser that :meth:`check_fuser` refuses.
     """
 
     def __init__(
@@ -59,12 +60,35 @@ class REFINE(TwoStagePanopticSegmentor):
             self.panoptic_fusion_head, HeuristicFusion
         ):
             self.panoptic_fusion_head.things_apart = True
+        self.check_fuser(self.panoptic_fusion_head)
         self.occlusion_only = occlusion_only
         if occlusion_only:
             if self.occlusion_head is None:
                 raise ValueError("occlusion_only=True trains the occlusion head alone: give one")
             self.requires_grad_(False)
             self.occlusion_head.requires_grad_(True)
+
+    def check_fuser(self, fuser: torch.nn.Module) -> None:
+        """See that the occlusion head looks at all that a fuser asks it about.
+
+        Args:
+            fuser: In the place of ``panoptic_fusion_head``.
+
+        Raises:
+            ValueError: The fuser has a lower threshold than the head.
+        """
+        head = self.occlusion_head
+        if head is None or not isinstance(fuser, (OcclusionFusion, SpatialRankingFusion)):
+            return
+        asked = [("score_thr", fuser.score_thr, "score_thr")]
+        if isinstance(fuser, OcclusionFusion):
+            asked.append(("occlusion_thr", fuser.settings["occlusion_thr"], "overlap_thr"))
+        for theirs, least, ours in asked:
+            if least < getattr(head, ours):
+                raise ValueError(
+                    f"{type(fuser).__name__} with {theirs}={least} asks about instances that the "
+                    f"occlusion head passes over: give occlusion_head {ours}={least} as well"
+                )
 
     def train(self, mode: bool = True) -> "REFINE":
         """Enter training; what is frozen stays as at test."""
@@ -117,7 +141,7 @@ class REFINE(TwoStagePanopticSegmentor):
         state = self._with_semantics(x)
         losses["loss_seg"] = self.semantic_head.loss_by_feat(state[-1], batch_data_samples)
         for name, value in self.roi_head.loss(state, proposals, batch_data_samples).items():
-            _, found, t = name.partition("seg_preds_")
+            _, found, t = name.partition(SEG_PREDS)
             if found:
                 name = f"loss_seg_{t}"
                 value = self.semantic_head.loss_by_feat(value, batch_data_samples)

@@ -101,15 +101,17 @@ class ProjectionSemanticHead(PanopticFPNHead):
             Per image, logits (C, rows, columns).
         """
         size = batch_img_metas[0]["batch_input_shape"]
-        enlarged = F.interpolate(seg_preds, size, mode="bilinear", align_corners=False)
-        if not rescale:
-            return list(enlarged)
-        return [
-            F.interpolate(
-                one[None, :, : meta["img_shape"][0], : meta["img_shape"][1]],
-                meta["ori_shape"][:2],
-                mode="bilinear",
-                align_corners=False,
-            )[0]
-            for one, meta in zip(enlarged, batch_img_metas, strict=True)
-        ]
+        enlarged = []
+        # One by one: all classes at the size of an image are hundreds of megabytes.
+        for one, meta in zip(seg_preds[:, None], batch_img_metas, strict=True):
+            whole = F.interpolate(one, size, mode="bilinear", align_corners=False)
+            if rescale:
+                rows, cols = meta["img_shape"][:2]
+                whole = F.interpolate(
+                    whole[..., :rows, :cols],
+                    meta["ori_shape"][:2],
+                    mode="bilinear",
+                    align_corners=False,
+                )
+            enlarged.append(whole[0])
+        return enlarged

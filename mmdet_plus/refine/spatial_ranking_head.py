@@ -62,6 +62,7 @@ class SpatialRankingHead(BaseModule):
     Args:
         num_classes: C_ins.
         score_thr: Instances of lower scores, which no fuser uses, are not painted; as the fuser's.
+        train_score_thr: The same in training; ``score_thr`` if None.
         channels: Within the convolution (ours).
         kernel_size: Of the convolution (ours; the paper calls it large).
         loss_weight: Of the cross-entropy.
@@ -74,6 +75,7 @@ class SpatialRankingHead(BaseModule):
         num_classes: int,
         *,
         score_thr: float = 0.5,
+        train_score_thr: float | None = None,
         channels: int = 128,
         kernel_size: int = 7,
         loss_weight: float = 1.0,
@@ -83,6 +85,7 @@ class SpatialRankingHead(BaseModule):
         super().__init__()
         self.num_classes = num_classes
         self.score_thr = score_thr
+        self.train_score_thr = score_thr if train_score_thr is None else train_score_thr
         self.loss_weight = loss_weight
         self.overlap_thr = overlap_thr
         self.match_iou = match_iou
@@ -113,11 +116,12 @@ class SpatialRankingHead(BaseModule):
 
         Returns:
             ``loss_ranking``, over the pixels that an instance was found on and a thing owns, and
-            ``acc_ranking``, the percentage of them that is right (100 where there is none).
+            ``acc_ranking``, the percentage of them that is right (that of guessing where there is
+            none).
         """
         logits, targets = [], []
         for results, sample in zip(results_list, batch_data_samples, strict=True):
-            chosen = results[results.scores >= self.score_thr]
+            chosen = results[results.scores >= self.train_score_thr]
             if not len(chosen) or not len(sample.gt_instances):
                 continue
             masks, segments = found_and_true_masks(chosen, sample)
@@ -129,7 +133,8 @@ class SpatialRankingHead(BaseModule):
         if not sum(map(len, targets)):
             # Every parameter takes part, as distributed training needs.
             nothing = sum(parameter.sum() for parameter in self.parameters()) * 0
-            return dict(loss_ranking=nothing, acc_ranking=nothing.detach() + 100)
+            chance = 100 / self.num_classes
+            return dict(loss_ranking=nothing, acc_ranking=nothing.detach() + chance)
         found, wanted = torch.cat(logits).float(), torch.cat(targets)
         accuracy = 100 * (found.argmax(1) == wanted).float().mean()
         return dict(

@@ -39,4 +39,7 @@ def is_score(value: object) -> bool:
     """Whether a value is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    return math.isfinite(value)
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False

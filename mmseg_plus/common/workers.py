@@ -56,7 +56,8 @@ class Workers:
         """Do tasks.
 
         Args:
-            function: Of a module, for processes find it by name; it gets the job and a task.
+            function: A module-level function, because processes look it up by name; it gets the job
+                and a task.
             tasks: Any number of them.
 
         Yields:

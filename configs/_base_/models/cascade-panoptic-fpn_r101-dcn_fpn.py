@@ -1,5 +1,5 @@
 # Panoptic-FPN on the boxes of Cascade R-CNN, with deformable convolutions in c3 to c5; BatchNorm
-# stays as pretrained. The panoptic parts are those of panoptic-fpn_r50_fpn_gn.py.
+# keeps its pretrained statistics. The panoptic parts are those of panoptic-fpn_r50_fpn_gn.py.
 _base_ = "mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py"
 
 model = dict(

@@ -9,6 +9,8 @@ occlusion = dict(
         out_channels=64,
         featmap_strides=[4, 8, 16, 32],
     ),
+    # Few instances of these short trainings are sure: more pairs to learn from.
+    train_score_thr=0.3,
     conv_channels=128,
     fc_channels=256,
 )

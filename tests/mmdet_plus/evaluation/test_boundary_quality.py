@@ -509,11 +509,11 @@ def test_files(tmp_path):
     assert evaluate_results(str(ann_file), str(results), max_dets=1, items=["AF"]) == {
         "AF": expected["AF"]
     }
-    with pytest.raises(UserError, match="absent.json: there is no such results file"):
+    with pytest.raises(UserError, match="absent.json: there is no such file of results"):
         evaluate_results(str(ann_file), str(tmp_path / "absent.json"))
     with pytest.raises(UserError, match="absent.json: there is no such annotation file"):
         evaluate_results(str(tmp_path / "absent.json"), str(results))
-    with pytest.raises(UserError, match="gt.json: holds a dict, not COCO results"):
+    with pytest.raises(UserError, match="gt.json: holds a dict, not a list of COCO results"):
         evaluate_results(str(ann_file), str(ann_file))
     results.write_text("[{")
     with pytest.raises(UserError, match="results.json: not a JSON file"):

@@ -159,6 +159,9 @@ def test_what_cannot_be_is_refused():
         unknown_erasing(probs[:0])
     with pytest.raises(ValueError, match=r"stuff_classes: \[-1, 3\] are not in \[0, 3\)"):
         unknown_erasing(probs, stuff_classes=[3, 1, -1])
+    for threshold in (-0.1, 60, float("nan")):
+        with pytest.raises(ValueError, match=r"threshold must be a probability in \[0, 1\]"):
+            unknown_erasing(probs, threshold)
     for dilation in (-1, 1.5, True):
         with pytest.raises(ValueError, match="dilation must be a whole number of pixels >= 0"):
             unknown_erasing(probs, dilation=dilation)

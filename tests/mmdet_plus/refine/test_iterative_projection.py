@@ -182,6 +182,13 @@ def test_losses_of_a_cascade(batch):
     found = {name for name in losses if "mask" in name or "seg" in name}
     stages = {f"s{t - 1}.loss_mask_{t}" for t in (1, 2, 3)}
     assert found == stages | {"loss_seg", "loss_seg_1", "loss_seg_2", "loss_seg_3"}
+    # The iterations weigh the same, whatever a cascade's stages do.
+    equal = model_cfg(3, cascade=True)
+    equal.roi_head.stage_loss_weights = [1, 1, 1]
+    others = losses_of(build(equal), batch)
+    for name in sorted(stages):
+        torch.testing.assert_close(losses[name], others[name])
+    torch.testing.assert_close(losses["s2.loss_bbox"], others["s2.loss_bbox"] / 4)
 
 
 @pytest.mark.parametrize("cascade", [False, True])

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from mmdet_plus.refine import occlusion
 from mmdet_plus.refine.occlusion import (
     OcclusionNetwork,
     Priors,
+    labelled_pairs,
     occlusion_matrix,
     occlusion_targets,
     overlapping_pairs,
@@ -41,6 +43,23 @@ def test_targets_tell_who_owns_more_of_what_both_cover():
     assert occlusion_targets(masks, owners, canvas, pairs[:2]).tolist() == [-1, -1]
     same = torch.tensor([7, 7, 0, 0])
     assert occlusion_targets(masks, same, canvas, pairs[:1]).tolist() == [-1]
+
+
+def test_labelled_pairs_are_those_with_a_target(monkeypatch):
+    masks = squares((0, 0), (0, 5), (0, 5), (20, 20))
+    canvas = torch.zeros(40, 40, dtype=torch.long)
+    canvas[:10, 5:10] = 7
+    owners = torch.tensor([7, 9, 8, 7])
+    for chunk in (64, 1):
+        monkeypatch.setattr(occlusion, "_CHUNK", chunk)
+        # Of 1 and 2, which overlap as well, neither owns a pixel.
+        pairs, targets = labelled_pairs(masks, owners, canvas)
+        assert pairs.tolist() == [[0, 1], [0, 2], [1, 0], [2, 0]]
+        assert targets.tolist() == [1, 1, 0, 0]
+    pairs, targets = labelled_pairs(masks, torch.zeros_like(owners), canvas)
+    assert pairs.shape == (0, 2) and targets.shape == (0,) and targets.dtype == torch.long
+    pairs, targets = labelled_pairs(masks[:0], owners[:0], canvas)
+    assert pairs.shape == (0, 2) and targets.shape == (0,)
 
 
 @pytest.fixture

@@ -1,15 +1,18 @@
 """The occlusion head beside a model: its targets, training alone and jointly, and at test."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
 from tiny_mr_rcnn import TWO_IMAGES
 from tiny_refine import (
     BOXES,
     CHANNELS,
+    SIDE,
     THINGS,
     build,
     drawn,
@@ -20,8 +23,8 @@ from tiny_refine import (
     truth,
 )
 
-from mmdet_plus.refine import OcclusionHead
-from mmdet_plus.refine.occlusion_head import match, ownership
+from mmdet_plus.refine import OcclusionHead, occlusion_head
+from mmdet_plus.refine.occlusion_head import mask_crops, match, ownership
 
 EXTRACTOR = dict(
     type="SingleRoIExtractor",
@@ -103,15 +106,108 @@ def test_only_pairs_that_overlap_have_a_prediction(head, features):
     assert result.occlusion.shape == (0, 0)
 
 
-def test_boxes_of_the_original_image_are_scaled_for_the_features(head, features):
-    (plain,) = head.predict(features, [found()], [torch.ones(4)])
-    doubled = found()
-    doubled.bboxes = doubled.bboxes * 2
-    doubled.masks = doubled.masks.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    (large,) = head.predict(features, [copy.deepcopy(doubled)], [torch.full((4,), 0.5)])
-    torch.testing.assert_close(large.occlusion, plain.occlusion, atol=0.05, rtol=0)
-    (wrong,) = head.predict(features, [doubled], [torch.ones(4)])
-    assert not torch.equal(large.occlusion, wrong.occlusion)
+def disc(side, x, y, radius):
+    rows, cols = torch.arange(side)[:, None] + 0.5, torch.arange(side) + 0.5
+    return ((cols - x) ** 2 + (rows - y) ** 2 < radius**2)[None]
+
+
+@pytest.mark.parametrize("scale", [0.6, 1.0, 2.0], ids=str)
+@pytest.mark.parametrize("radius", [6, 13])
+def test_the_network_sees_the_same_at_any_size_of_the_original(head, features, scale, radius):
+    """Masks are cropped in the original's pixels, features in those of the network's input."""
+    x, y = 27.3, 30.9
+    box = torch.tensor([[x - radius, y - radius, x + radius, y + radius]])
+    reference = InstanceData(
+        bboxes=box, labels=torch.tensor([1]), masks=disc(SIDE, x, y, radius), scores=torch.ones(1)
+    )
+    one = InstanceData(
+        bboxes=box * scale,
+        labels=torch.tensor([1]),
+        masks=disc(round(SIDE * scale), x * scale, y * scale, radius * scale),
+        scores=torch.ones(1),
+    )
+    wanted = head.priors(features, 1, reference, reference.bboxes)
+    found = head.priors(features, 1, one, one.bboxes / scale)
+    torch.testing.assert_close(found.features, wanted.features, rtol=1e-4, atol=1e-4)
+    assert (found.masks - wanted.masks).abs().mean() < 0.09
+    # The disc fills its box, in the middle: pi / 4 of it.
+    middle = (torch.arange(28) + 0.5) / 28
+    for crop in (found.masks[0], wanted.masks[0]):
+        assert crop.mean() == pytest.approx(torch.pi / 4, abs=0.04)
+        for profile in (crop.sum(0), crop.sum(1)):
+            centre = float((profile * middle).sum() / profile.sum())
+            assert centre == pytest.approx(0.5, abs=0.02)
+
+
+def test_boxes_are_not_rounded_to_half_precision(head):
+    masks = torch.zeros(1, 8, 1300, dtype=torch.bool)
+    masks[:, :, 1201:1215] = True
+    boxes = torch.tensor([[1201.0, 0, 1215, 8]])
+    with torch.autocast("cpu", torch.bfloat16):
+        crops = mask_crops(masks, boxes)
+    assert crops.dtype == torch.float32 and crops.min() > 0.7
+    assert mask_crops(masks[:0], boxes[:0]).shape == (0, 28, 28)
+
+
+def test_many_masks_are_cropped_in_parts(monkeypatch):
+    whole = mask_crops(drawn(BOXES), BOXES)
+    monkeypatch.setattr(occlusion_head, "_MASKS_AT_A_TIME", 2)
+    assert torch.equal(mask_crops(drawn(BOXES), BOXES), whole) and whole.shape == (3, 28, 28)
+
+
+def test_predictions_use_boxes_of_the_network_s_input(head, features):
+    """Far from the start, where all of O is about a half."""
+    with torch.no_grad():
+        head.network.fc_occlusion.weight.mul_(300)
+    double = found()
+    double.bboxes, double.masks = 2 * BOXES, found().masks.repeat_interleave(2, 1)
+    double.masks = double.masks.repeat_interleave(2, 2)
+    ones = torch.ones(4)
+    (plain,) = head.predict(features, [found()], [ones])
+    (scaled,) = head.predict(features, [double], [ones / 2])
+    pair = [0, 1], [1, 0]
+    assert (plain.occlusion[pair] - 0.5).abs().max() > 0.05
+    torch.testing.assert_close(scaled.occlusion, plain.occlusion, rtol=0, atol=2e-3)
+    wrong = found()
+    wrong.bboxes, wrong.masks = double.bboxes, double.masks
+    (unscaled,) = head.predict(features, [wrong], [ones])
+    assert (unscaled.occlusion - plain.occlusion).abs().max() > 0.02
+
+
+def test_training_looks_at_the_scores_it_is_told(head, features):
+    samples = [truth(0)] * 2
+
+    def learnt(threshold):
+        head.train_score_thr = threshold
+        return float(head.loss(features, [found(), found()[:0]], samples)["loss_occlusion"])
+
+    assert learnt(0.0) == learnt(0.75) > 0  # the third instance overlaps with nobody
+    assert learnt(0.85) == 0
+    arguments = {key: value for key, value in HEAD.items() if key not in ("type", "score_thr")}
+    assert OcclusionHead(score_thr=0.4, **arguments).train_score_thr == 0.4
+    assert OcclusionHead(train_score_thr=0.1, **arguments).train_score_thr == 0.1
+
+
+def test_no_more_pairs_than_told_are_learnt_from(head, features, monkeypatch):
+    asked = []
+    forward = head.network.forward
+    monkeypatch.setattr(
+        head.network, "forward", lambda priors, pairs: asked.append(pairs) or forward(priors, pairs)
+    )
+    for most, number in ((128, 2), (1, 1)):
+        head.max_pairs = most
+        losses = head.loss(features, [found()], [truth(0)])
+        assert len(asked.pop()) == number and losses["loss_occlusion"] > 0
+
+
+def test_features_that_are_not_read_are_not_computed(features, monkeypatch):
+    init_default_scope("mmdet")
+    arguments = {key: value for key, value in HEAD.items() if key != "type"}
+    blind = OcclusionHead(use_features=False, **arguments)
+    monkeypatch.setattr(blind.roi_extractor, "forward", None)
+    assert blind.priors(features, 0, found(), BOXES).features is None
+    (results,) = blind.predict(features, [found()], [torch.ones(4)])
+    assert results.occlusion.count_nonzero() == 2
 
 
 def test_features_are_those_of_the_image(head, features):
@@ -125,7 +221,7 @@ def test_features_are_those_of_the_image(head, features):
 def test_nothing_to_learn_leaves_no_parameter_out(head, features):
     losses = head.loss(features, [found()[:0], found()[2:]], [truth(0), truth(0)])
     losses["loss_occlusion"].backward()
-    assert losses["loss_occlusion"] == 0 and losses["acc_occlusion"] == 100
+    assert losses["loss_occlusion"] == 0 and losses["acc_occlusion"] == 50
     assert all(parameter.grad is not None for parameter in head.network.parameters())
 
 
@@ -191,6 +287,25 @@ def test_iterations_need_semantics_to_read():
     cfg = model_cfg(1)
     cfg.semantic_head.type = "PanopticFPNHead"
     with pytest.raises(ValueError, match="ProjectionSemanticHead"):
+        build(cfg)
+
+
+@pytest.mark.parametrize(
+    ("fuser", "head", "message"),
+    [
+        (dict(type="SoftOcclusionFusion"), dict(score_thr=0.6), "head score_thr=0.5 as well"),
+        (dict(type="OcclusionFusion", occlusion_thr=0.1), {}, "head overlap_thr=0.1 as well"),
+        (dict(type="SpatialRankingFusion"), dict(score_thr=0.6), "score_thr=0.5 asks"),
+        (dict(type="HeuristicFusion"), dict(score_thr=0.6), None),
+        (dict(type="SoftOcclusionFusion"), dict(score_thr=0.4), None),
+    ],
+)
+def test_a_fuser_that_asks_for_more_than_the_head_tells_is_refused(fuser, head, message):
+    cfg = refine_cfg()
+    cfg.panoptic_fusion_head.update(fuser)
+    cfg.test_cfg.panoptic = dict(stuff_area_limit=16)
+    cfg.occlusion_head.update(dict(score_thr=0.5) | head)
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
         build(cfg)
 
 

@@ -5,7 +5,7 @@ import torch
 from mmengine.structures import InstanceData
 from tiny_refine import CHANNELS, THINGS, drawn
 
-from mmdet_plus.refine import OcclusionHead, SpatialRankingHead, occlusion_head
+from mmdet_plus.refine import OcclusionHead, SpatialRankingHead, occlusion
 
 # Two squares that overlap by a quarter, once more far away from them; the last one is alone.
 BOXES = torch.tensor(
@@ -86,7 +86,7 @@ def test_nothing_found_and_nothing_there(head):
 
 def test_many_pairs_are_counted_in_parts(head, monkeypatch):
     whole = head.pair_accuracy(results(on_top=[(1, 0), (3, 2)]), true_segments([1, 2]), LABELS)
-    monkeypatch.setattr(occlusion_head, "_CHUNK", 1)
+    monkeypatch.setattr(occlusion, "_CHUNK", 1)
     parts = head.pair_accuracy(results(on_top=[(1, 0), (3, 2)]), true_segments([1, 2]), LABELS)
     assert parts == whole == (2, 1, 1)
 

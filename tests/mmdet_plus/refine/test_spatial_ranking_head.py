@@ -96,6 +96,10 @@ def test_low_scores_are_neither_painted_nor_ranked(head):
     torch.testing.assert_close(ranking[:2], alone)
     head.score_thr = 0.99
     assert head.predict((), [found()], [ONES])[0].ranking_scores.tolist() == [0, 0, 0]
+    # Training has a threshold of its own.
+    assert head.loss((), [found()], [truth(0)])["loss_ranking"] > 0
+    head.train_score_thr = 0.99
+    assert head.loss((), [found()], [truth(0)])["loss_ranking"] == 0
 
 
 def test_nothing_to_learn_leaves_no_parameter_out(head):
@@ -103,7 +107,7 @@ def test_nothing_to_learn_leaves_no_parameter_out(head):
     empty.gt_instances = empty.gt_instances[:0]
     for results, sample in ((found()[:0], truth(0)), (found(), empty)):
         losses = head.loss((), [results], [sample])
-        assert losses["loss_ranking"] == 0 and losses["acc_ranking"] == 100
+        assert losses["loss_ranking"] == 0 and losses["acc_ranking"] == 100 / THINGS
         losses["loss_ranking"].backward()
     assert all(parameter.grad is not None for parameter in head.parameters())
     assert head.predict((), [found()[:0]], [ONES])[0].ranking_scores.shape == (0,)
