@@ -218,6 +218,7 @@ def _run(
             fusers = {name: build_fuser(name, part, own) for name, part in configs.items()}
         if not entries:
             entries = {name: _Entry(*fuser, metric.another()) for name, fuser in fusers.items()}
+            _check_fusers(runner.model, entries)
         panels = {}
         for name, entry in entries.items():
             panoptic = fuse(name, entry.fuser, seen)
@@ -248,6 +249,16 @@ def _run(
             zip(("number", "right_by_network", "right_by_score"), pairs.tolist(), strict=True)
         )
     return record
+
+
+def _check_fusers(model: nn.Module, entries: dict[str, _Entry]) -> None:
+    """Raise a UserError for a fuser that asks for more than the model's network tells."""
+    check = getattr(model, "check_fuser", None)
+    for name, entry in entries.items() if check else ():
+        try:
+            check(entry.fuser)
+        except ValueError as error:
+            raise UserError(f"fuser {name!r}: {error}") from None
 
 
 def predictions(runner: Runner, num_classes: int) -> Iterator[tuple[DetDataSample, Seen]]:

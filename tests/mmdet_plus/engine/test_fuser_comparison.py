@@ -693,6 +693,15 @@ def test_fusers_that_need_more_than_the_model_gives(prepare, tmp_path, fuser, wo
     assert not (tmp_path / "out").exists()
 
 
+def test_a_fuser_that_looks_at_more_than_the_network_is_refused(prepare, tmp_path):
+    fuser = "dict(type='SoftOcclusionFusion', test_cfg=dict(score_thr={}))"
+    path = write_fusers(tmp_path, f"fusers = dict(a={fuser.format(0.1)}, b={fuser.format(0.01)})")
+    model = prepare(refine_cfg(occlusion_head=HEAD | dict(score_thr=0.05)))
+    with pytest.raises(UserError, match="fuser 'b': .* give occlusion_head score_thr=0.01 as well"):
+        compare(model, tmp_path / "out", fusers=path)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_setting_out_of_range_is_told(all_knowing, tmp_path):
     path = write_fusers(tmp_path, "fusers = dict(a=dict(type='SoftOcclusionFusion', sigma=-1))")
     with pytest.raises(UserError, match="fuser 'a': sigma must be a positive number"):
