@@ -1,0 +1,49 @@
+"""Records of ``tools/compare_fusers.py`` on the same model from several seeds, as one table."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmdet_plus.engine.comparison import markdown_table, summarise
+from mmdet_plus.engine.errors import UserError
+
+#: The columns, where nothing else is wanted.
+FIGURES = ("PQ", "PQ_th", "SQ_th", "RQ_th", "PQ_st")
+
+
+def over_seeds(records: Sequence[Mapping[str, Any]], figures: Sequence[str] = FIGURES) -> str:
+    """Lay out mean and spread of each fuser, the first one as what the others are compared with.
+
+    Args:
+        records: One for each seed, of the same fusers.
+        figures: Of ``metrics``.
+
+    Returns:
+        A Markdown table in percent, and, where the model has a network, how many overlapping pairs
+        of all seeds it and the scores alone order rightly.
+
+    Raises:
+        UserError: The records are of different fusers, or there is none.
+    """
+    names = [list(record["fusers"]) for record in records]
+    if not names or any(other != names[0] for other in names):
+        raise UserError("a table over seeds needs records of the same fusers, at least one")
+    summary = summarise(
+        [
+            dict(config=name, seed=seed, metrics=record["fusers"][name]["metrics"])
+            for seed, record in enumerate(records)
+            for name in names[0]
+        ]
+    )
+    text = markdown_table(summary, names[0], figures)
+    pairs = [record["overlapping_pairs"] for record in records if "overlapping_pairs" in record]
+    number, right, by_score = (
+        sum(counts[key] for counts in pairs)
+        for key in ("number", "right_by_network", "right_by_score")
+    )
+    if number:
+        text += (
+            f"\nOf {number} overlapping pairs of things, the order is right in "
+            f"{100 * right / number:.1f} % by the network, in {100 * by_score / number:.1f} % by "
+            "score alone\n"
+        )
+    return text
