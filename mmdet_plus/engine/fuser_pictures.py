@@ -14,8 +14,14 @@ import mmcv
 import numpy as np
 from mmdet.evaluation.functional import INSTANCE_OFFSET
 
-from mmdet_plus.visualization import distinct_colours, match_masks, picture_grid, write_png
-from mmdet_plus.visualization.panoptic_map import draw_panoptic, pale_colours
+from mmdet_plus.visualization import (
+    distinct_colours,
+    draw_panoptic,
+    match_masks,
+    pale_colours,
+    picture_grid,
+    write_png,
+)
 
 # Pictures are enlarged to about so many pixels, and so many stand in a row.
 _WIDTH, _COLUMNS = 480, 4

@@ -1,5 +1,6 @@
-"""Pictures of masks, side by side."""
+"""Pictures of masks and of panoptic maps, side by side."""
 
+from .panoptic_map import draw_panoptic, pale_colours
 from .side_by_side import (
     UNMATCHED,
     distinct_colours,
@@ -14,8 +15,10 @@ __all__ = [
     "UNMATCHED",
     "distinct_colours",
     "draw_masks",
+    "draw_panoptic",
     "encode_png",
     "match_masks",
+    "pale_colours",
     "picture_grid",
     "write_png",
 ]
