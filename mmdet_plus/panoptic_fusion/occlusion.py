@@ -30,24 +30,24 @@ def fuse_occlusion(
     ``occlusion[i, j] > occlusion[j, i]``; see :func:`pasting_order`.
 
     Args:
-        masks: See :func:`fuse_heuristic`, as for all others that are not told here.
-        scores: See there.
-        labels: See there.
-        sem: See there.
+        masks: (K, H, W), non-zero where the instance is.
+        scores: (K,) in [0, 1].
+        labels: (K,) classes of the instances, whole numbers.
+        sem: (H, W) whole numbers, 0 = thing, any other a stuff class.
         occlusion: (K, K) in [0, 1], how likely i lies upon j, of the kind of ``sem``; the diagonal
             does not count.
         occlusion_thr: Two instances overlap if they share more than this part of the smaller one;
             others follow their scores.
-        overlap_thr: See there.
-        stuff_area_limit: See there.
-        score_thr: See there. Instances below take no part in the order either.
+        overlap_thr: Largest covered share of an instance's area, in [0, 1].
+        stuff_area_limit: Least pixels of a stuff class.
+        score_thr: Least score of an instance; those below take no part in the order either.
 
     Returns:
-        See there.
+        The panoptic map and its segments, as :func:`fuse_heuristic` gives them.
 
     Raises:
-        TypeError: See there.
-        ValueError: See there, or ``occlusion`` is not (K, K) or not in [0, 1].
+        TypeError: ``sem`` or ``labels`` are not whole numbers.
+        ValueError: Shapes do not fit together, or ``occlusion`` is not (K, K) or not in [0, 1].
     """
     occlusion = _checked(occlusion, len(masks))
 
@@ -76,23 +76,26 @@ def fuse_soft_occlusion(
     As :func:`fuse_occlusion`, with :func:`soft_occlusion_score` in place of ``occlusion``.
 
     Args:
-        masks: See :func:`fuse_heuristic`.
-        scores: See :func:`fuse_heuristic`; the confidences s of Eq. 7, too.
-        labels: See :func:`fuse_heuristic`.
-        sem: See :func:`fuse_heuristic`.
-        occlusion: See :func:`fuse_occlusion`.
-        sigma: See :func:`soft_occlusion_score`.
-        occlusion_thr: See :func:`fuse_occlusion`.
-        overlap_thr: See :func:`fuse_heuristic`.
-        stuff_area_limit: See :func:`fuse_heuristic`.
-        score_thr: See :func:`fuse_occlusion`.
+        masks: (K, H, W), non-zero where the instance is.
+        scores: (K,) in [0, 1]; the confidences s of Eq. 7, too.
+        labels: (K,) classes of the instances, whole numbers.
+        sem: (H, W) whole numbers, 0 = thing, any other a stuff class.
+        occlusion: (K, K) in [0, 1], how likely i lies upon j, of the kind of ``sem``; the diagonal
+            does not count.
+        sigma: Of Eq. 7, positive; the larger, the less ``occlusion`` counts.
+        occlusion_thr: Two instances overlap if they share more than this part of the smaller one;
+            others follow their scores.
+        overlap_thr: Largest covered share of an instance's area, in [0, 1].
+        stuff_area_limit: Least pixels of a stuff class.
+        score_thr: Least score of an instance; those below take no part in the order either.
 
     Returns:
-        See :func:`fuse_heuristic`.
+        The panoptic map and its segments, as :func:`fuse_heuristic` gives them.
 
     Raises:
-        TypeError: See :func:`fuse_heuristic`.
-        ValueError: See :func:`fuse_occlusion` and :func:`soft_occlusion_score`.
+        TypeError: ``sem`` or ``labels`` are not whole numbers.
+        ValueError: Shapes do not fit together, ``occlusion`` is not (K, K) or not in [0, 1], or
+            ``sigma`` is not positive.
     """
     occlusion = _checked(occlusion, len(masks))
 

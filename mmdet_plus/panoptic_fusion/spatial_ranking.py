@@ -25,21 +25,21 @@ def fuse_spatial_ranking(
     in the order given. ``score_thr`` is still a matter of ``scores``.
 
     Args:
-        masks: See :func:`fuse_heuristic`, as for all others that are not told here.
-        scores: See there.
-        labels: See there.
-        sem: See there.
+        masks: (K, H, W), non-zero where the instance is.
+        scores: (K,) in [0, 1].
+        labels: (K,) classes of the instances, whole numbers.
+        sem: (H, W) whole numbers, 0 = thing, any other a stuff class.
         ranking_scores: (K,) any numbers, of the kind of ``sem``.
-        overlap_thr: See there.
-        stuff_area_limit: See there.
-        score_thr: See there.
+        overlap_thr: Largest covered share of an instance's area, in [0, 1].
+        stuff_area_limit: Least pixels of a stuff class.
+        score_thr: Least score, not ranking score, of an instance.
 
     Returns:
-        See there.
+        The panoptic map and its segments, as :func:`fuse_heuristic` gives them.
 
     Raises:
-        TypeError: See there.
-        ValueError: See there, or ``ranking_scores`` is not (K,) or holds NaN.
+        TypeError: ``sem`` or ``labels`` are not whole numbers.
+        ValueError: Shapes do not fit together, or ``ranking_scores`` is not (K,) or holds NaN.
     """
     (ranking,), _ = to_tensors(ranking_scores)
     if ranking.shape != (len(masks),):

@@ -77,10 +77,10 @@ def erase_regions(
     Args:
         labels: (H, W) int64 in [-1, C); -1 is no class.
         probs: (C, H, W) probabilities.
-        threshold: See :func:`unknown_erasing`, as for the rest.
-        dilation: See there.
-        stuff_classes: See there.
-        void: See there.
+        threshold: Regions of lower confidence are erased, in [0, 1].
+        dilation: By how many pixels a region is grown, >= 0.
+        stuff_classes: The classes whose regions are tested.
+        void: The label of erased pixels.
 
     Returns:
         (H, W) int64.
