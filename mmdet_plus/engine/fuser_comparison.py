@@ -369,15 +369,20 @@ def markdown(record: Mapping[str, Any]) -> str:
     if pairs and not pairs["number"]:
         text += "\nNo overlapping pair of things whose order the ground truth tells\n"
     elif pairs:
-        right, by_score = (
-            f"{100 * pairs[key] / pairs['number']:.1f} %"
-            for key in ("right_by_network", "right_by_score")
-        )
-        text += (
-            f"\nOf {pairs['number']} overlapping pairs of things, the order is right in {right} by "
-            f"the network, in {by_score} by score alone\n"
-        )
+        text += tell_pairs(pairs)
     return text
+
+
+def tell_pairs(pairs: Mapping[str, int]) -> str:
+    """Say how many of at least one overlapping pair are in the right order."""
+    right, by_score = (
+        f"{100 * pairs[key] / pairs['number']:.1f} %"
+        for key in ("right_by_network", "right_by_score")
+    )
+    return (
+        f"\nOf {pairs['number']} overlapping pairs of things, the order is right in {right} by "
+        f"the network, in {by_score} by score alone\n"
+    )
 
 
 def portable(word: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from mmdet_plus.engine.comparison import markdown_table, summarise
 from mmdet_plus.engine.errors import UserError
+from mmdet_plus.engine.fuser_comparison import tell_pairs
 
 #: The columns, where nothing else is wanted.
 FIGURES = ("PQ", "PQ_th", "SQ_th", "RQ_th", "PQ_st")
@@ -36,14 +37,6 @@ def over_seeds(records: Sequence[Mapping[str, Any]], figures: Sequence[str] = FI
     )
     text = markdown_table(summary, names[0], figures)
     pairs = [record["overlapping_pairs"] for record in records if "overlapping_pairs" in record]
-    number, right, by_score = (
-        sum(counts[key] for counts in pairs)
-        for key in ("number", "right_by_network", "right_by_score")
-    )
-    if number:
-        text += (
-            f"\nOf {number} overlapping pairs of things, the order is right in "
-            f"{100 * right / number:.1f} % by the network, in {100 * by_score / number:.1f} % by "
-            "score alone\n"
-        )
-    return text
+    keys = ("number", "right_by_network", "right_by_score")
+    total = {key: sum(counts[key] for counts in pairs) for key in keys}
+    return text + tell_pairs(total) if total["number"] else text
