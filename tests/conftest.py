@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,3 +43,20 @@ def shared_data() -> Path:
 def plain_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use the plain PyTorch versions of all ops, whatever is compiled."""
     monkeypatch.setenv("MMPLUS_WITH_OPS", "0")
+
+
+@pytest.fixture
+def run_tool(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command of ``tools`` in this process, in ``tmp_path``: its exit code, out and err."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *arguments: object) -> tuple[int, str, str]:
+        tool = str(ROOT / "tools" / name)
+        monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(tool, run_name="__main__")
+        return ended.value.code, *capsys.readouterr()
+
+    return run

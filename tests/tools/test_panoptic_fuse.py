@@ -4,9 +4,8 @@ import json
 import multiprocessing
 import os
 import re
-import runpy
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from mmdet_plus.panoptic_fusion.files import FusionSettings, fuse_files
 from mmseg_plus.common.errors import UserError
 from mmseg_plus.common.files import only_one
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "panoptic_fuse.py"
 CATEGORIES = [
     dict(id=300, name="grass", isthing=0),
     dict(id=7, name="tie", isthing=1),
@@ -179,18 +177,8 @@ def fuser_options(data, fuser):
 
 
 @pytest.fixture
-def tool(tmp_path, monkeypatch, capsys):
-    """Run the tool in this process; its exit code and what it printed."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
-
-    return run
+def tool(run_tool):
+    return partial(run_tool, "panoptic_fuse.py")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

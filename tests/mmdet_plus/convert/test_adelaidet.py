@@ -1,8 +1,6 @@
 """AdelaiDet's BlendMask under our names."""
 
 import json
-import runpy
-import sys
 
 import numpy as np
 import pytest
@@ -205,12 +203,8 @@ def test_a_pyramid_with_normalisation_is_not_taken_for_one_without(build):
     assert sorted(unexpected) == ["neck.fpn_convs.1.gn.bias", "neck.fpn_convs.1.gn.weight"]
 
 
-def test_the_command_lists_them(build, monkeypatch, capsys, repo_root, tmp_path):
+def test_the_command_lists_them(build, run_tool, tmp_path):
     theirs = theirs_of(build(), **SMALL)
     torch.save(dict(model=theirs | dict(b=torch.zeros(1), a=torch.zeros(1))), tmp_path / "t.pth")
-    tool, target = str(repo_root / "tools/convert_checkpoint.py"), tmp_path / "o.pth"
-    monkeypatch.setattr(sys, "argv", [tool, "blendmask", str(tmp_path / "t.pth"), str(target)])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(tool, run_name="__main__")
-    assert ended.value.code == 0
-    assert capsys.readouterr().out == f"{target}: {len(theirs)} tensors\nnot used: a, b\n"
+    code, out, _ = run_tool("convert_checkpoint.py", "blendmask", "t.pth", "o.pth")
+    assert code == 0 and out == f"o.pth: {len(theirs)} tensors\nnot used: a, b\n"

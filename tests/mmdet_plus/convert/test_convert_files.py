@@ -1,8 +1,7 @@
 """Checkpoint files converted, by the function and by the command."""
 
 import copy
-import runpy
-import sys
+from functools import partial
 
 import pytest
 import torch
@@ -79,25 +78,16 @@ def test_what_cannot_be_converted(source, tmp_path):
         convert_file("mask-rcnn", source, tmp_path / "file" / "out.pth")
 
 
-def run(monkeypatch, repo_root, *arguments):
-    tool = str(repo_root / "tools/convert_checkpoint.py")
-    monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(tool, run_name="__main__")
-    return ended.value.code
-
-
-def test_the_command(monkeypatch, capsys, repo_root, source, tmp_path):
-    target = tmp_path / "mr.pth"
-    assert run(monkeypatch, repo_root, "mask-rcnn", source, target) == 0
-    number = len(torch.load(target)["state_dict"])
-    assert capsys.readouterr().out == f"{target}: {number} tensors\n"
-    again = tmp_path / "again.pth"
-    assert run(monkeypatch, repo_root, "mask-rcnn", target, again) == 2
-    error = capsys.readouterr().err
+def test_the_command(run_tool, source, tmp_path):
+    target, again = tmp_path / "mr.pth", tmp_path / "again.pth"
+    convert = partial(run_tool, "convert_checkpoint.py")
+    code, out, _ = convert("mask-rcnn", source, target)
+    assert code == 0 and out == f"{target}: {len(torch.load(target)['state_dict'])} tensors\n"
+    code, _, error = convert("mask-rcnn", target, again)
+    assert code == 2
     assert error.startswith(f"error: {target}: not a plain Mask R-CNN") and error.count("\n") == 1
     assert not again.exists()
-    assert run(monkeypatch, repo_root, "faster-rcnn", source, again) == 2
-    assert "invalid choice: 'faster-rcnn'" in capsys.readouterr().err
-    assert run(monkeypatch, repo_root, "--help") == 0
-    assert "mmdet's Mask R-CNN to MR R-CNN" in " ".join(capsys.readouterr().out.split())
+    code, _, error = convert("faster-rcnn", source, again)
+    assert code == 2 and "invalid choice: 'faster-rcnn'" in error
+    code, out, _ = convert("--help")
+    assert code == 0 and "mmdet's Mask R-CNN to MR R-CNN" in " ".join(out.split())

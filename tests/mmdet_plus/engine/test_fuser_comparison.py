@@ -2,8 +2,7 @@
 
 import copy
 import json
-import runpy
-import sys
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -51,7 +50,6 @@ from mmseg_plus.common.config import read_config
 from mmseg_plus.common.progress import ProgressLine
 
 SIDE, IMAGES = 64, 5
-TOOL = Path(__file__).resolve().parents[3] / "tools" / "compare_fusers.py"
 CLASSES = ("square", "disc", "other", "sky", "ground")
 FIRST, SECOND = (slice(8, 40), slice(8, 40)), (slice(24, 56), slice(24, 56))
 # Where the model takes sky for ground, and is not sure of it.
@@ -512,24 +510,13 @@ def test_what_real_models_hand_over_fuses_to_their_own_maps(model, fuser):
 
 
 @pytest.fixture
-def run_tool(monkeypatch, tmp_path, capsys):
-    """Run the command in a folder of its own, in this process."""
-
-    def run(*arguments):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        return end.value.code, *capsys.readouterr()
-
-    return run
+def tool(run_tool):
+    return partial(run_tool, "compare_fusers.py")
 
 
-def test_the_command(prepare, tmp_path, run_tool):
+def test_the_command(prepare, tmp_path, tool):
     model = prepare(refine_cfg())
-    code, out, _ = run_tool(
-        *model, "--out", "out", "--limit", 1, "--show-dir", "shown", "--show", 1
-    )
+    code, out, _ = tool(*model, "--out", "out", "--limit", 1, "--show-dir", "shown", "--show", 1)
     assert code == 0
     assert "| heuristic_ue |" in out and "1 of 5 images" in out
     record = json.loads((tmp_path / "out/fusers.json").read_text())
@@ -539,9 +526,9 @@ def test_the_command(prepare, tmp_path, run_tool):
     assert [file.name for file in (tmp_path / "shown").iterdir()] == ["000.png"]
 
 
-def test_a_mistake_is_one_line_and_code_2(prepare, tmp_path, run_tool):
+def test_a_mistake_is_one_line_and_code_2(prepare, tmp_path, tool):
     empty = write_fusers(tmp_path, "x = 1")
-    code, out, err = run_tool("a.py", "b.pth", "--out", "out", "--fusers", empty)
+    code, out, err = tool("a.py", "b.pth", "--out", "out", "--fusers", empty)
     assert (code, out) == (2, "")
     start = f"error: {empty}: there is no fuser in it; write fusers = dict("
     assert err.startswith(start) and err.count("\n") == 1

@@ -1,9 +1,8 @@
 """``tools/bpr_patches.py``: from files of every format to a store, its options and its errors."""
 
 import json
-import runpy
 import sqlite3
-import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -14,23 +13,12 @@ from tiny_results import CATEGORY_IDS, CITY_NAMES, COUNTS, SIZES
 
 from mmseg_plus.bpr.patch_store import PatchStore
 
-TOOL = Path(__file__).resolve().parents[3] / "tools" / "bpr_patches.py"
 GIVEN = ("--ann", "truth.json", "--img-dir", "images", "--out", "out", "--workers", 0)
 
 
 @pytest.fixture
-def tool(tmp_path, monkeypatch, capsys):
-    """Run the tool in this process, in ``tmp_path``; its exit code and what it printed."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
-
-    return run
+def tool(run_tool):
+    return partial(run_tool, "bpr_patches.py")
 
 
 def write_truth(root, masks, labels=lambda number: CATEGORY_IDS[number % len(CATEGORY_IDS)]):

@@ -3,9 +3,9 @@
 import io
 import json
 import os
-import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -45,20 +45,11 @@ class StandIn:
 
 
 @pytest.fixture
-def tool(tmp_path, monkeypatch, capsys):
-    """Run the tool in this process, in ``tmp_path``; its exit code and what it printed."""
+def tool(run_tool, monkeypatch):
+    """Run the tool without a network."""
     monkeypatch.setattr(refine_command, "BoundaryRefiner", StandIn)
     monkeypatch.setattr(StandIn, "made", [])
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
-
-    return run
+    return partial(run_tool, TOOL.name)
 
 
 GIVEN = ("--ann", "ann.json", "--img-dir", "images")
@@ -192,9 +183,8 @@ def test_a_run_is_resumed_with_the_same_network_alone(tool, tmp_path, monkeypatc
         return refine(self, image, masks)
 
     monkeypatch.setattr(StandIn, "refine", fail)
-    monkeypatch.setattr(sys, "argv", [str(TOOL), *command])
     with pytest.raises(KeyboardInterrupt):
-        runpy.run_path(str(TOOL), run_name="__main__")
+        tool(*command)
     code, _, error = tool(*command, "--resume", "--iou-thr", "0.5")
     assert code == 2 and "iou_thr was 0.25, is 0.5" in error
     with monkeypatch.context() as patch:
