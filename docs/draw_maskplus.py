@@ -3,14 +3,15 @@
     python docs/draw_maskplus.py
 
 The mask branch of configs/maskplus/maskplus_r50_fpn_360k_coco.py is run once, and every box tells
-the channels and the size that its module gave. A test draws it anew and compares.
+the channels and the size that its module gave. A test draws it anew, compares, and finds the arrows
+in the graph of the gradient.
 """
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from drawing import BOX_WIDTH, PLAIN, arrow, box, figure, key, size, text
+from drawing import BOX_WIDTH, PLAIN, Notes, arrow, box, figure, key, size, text
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -64,7 +65,7 @@ ARROWS = (
 )
 
 
-def shapes() -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+def run() -> tuple[Notes, dict[str, Any]]:
     """Run the mask branch in training; what each module gave, and the numbers in the names."""
     cfg = Config.fromfile(CONFIG)
     import_modules_from_strings(**cfg.custom_imports)
@@ -83,35 +84,32 @@ def shapes() -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
         "pyramid.down.1": mask_head.deconv_pyramid.down[1],
         "upsample": mask_head.upsample,
         "conv_logits": mask_head.conv_logits,
-        "dense": mask_head.boundary_refinement.dense_modules[-1],
         "residual": mask_head.boundary_refinement.residual,
         "refinement": mask_head.boundary_refinement,
         "quasi.convs": mask_head.quasi_branch.convs[-1],
         "quasi": mask_head.quasi_branch,
     }
-    found: dict[str, tuple[int, ...]] = {}
+    notes = Notes()
     for name, module in modules.items():
-        module.register_forward_hook(
-            lambda _module, _inputs, output, name=name: found.update({name: tuple(output.shape)})
-        )
-    extractor.fusion.register_forward_hook(
-        lambda _module, inputs, _output: found.update(
-            {"": tuple(inputs[0].shape), "image": tuple(inputs[1].shape)}
-        )
+        notes.watch(module, outputs=[name])
+    notes.watch(extractor.fusion, {0: "", 1: "image"})
+    # The logits beside the outputs of all dense modules.
+    notes.watch(mask_head.boundary_refinement.residual, {0: "dense"})
+    levels = tuple(
+        torch.zeros(1, 256, 256 // s, 256 // s, requires_grad=True) for s in (4, 8, 16, 32)
     )
-    levels = tuple(torch.zeros(1, 256, 256 // s, 256 // s) for s in (4, 8, 16, 32))
-    with torch.no_grad():
-        head._mask_forward(head.with_image_features(levels), torch.tensor([[0.0, 8, 8, 104, 104]]))
+    head._mask_forward(head.with_image_features(levels), torch.tensor([[0.0, 8, 8, 104, 104]]))
     numbers = {
         "filters": "-".join(str(conv.out_channels) for conv in extractor.fusion.convs),
         "dense": len(mask_head.boundary_refinement.dense_modules),
     }
-    return found, numbers
+    return notes, numbers
 
 
 def draw() -> str:
     """The figure as SVG."""
-    found, numbers = shapes()
+    notes, numbers = run()
+    found = notes.shapes
     parts = []
     for name, (label, x, y, colour) in BOXES.items():
         parts += box(x, y, label.format(**numbers), size(found[name]), colour)

@@ -3,13 +3,14 @@
     python docs/draw_refine.py
 
 One iteration of configs/refine/ibpp-t1_r50_fpn_gn_180k_coco-panoptic.py is run, and every box tells
-the channels and the size of what the code had there. A test draws it anew and compares.
+the channels and the size of what the code had there. A test draws it anew, compares, and finds the
+arrows in the graph of the gradient.
 """
 
 from pathlib import Path
 
 import torch
-from drawing import BOX_HEIGHT, BOX_WIDTH, arrow, box, figure, key, size, text
+from drawing import BOX_HEIGHT, BOX_WIDTH, Notes, arrow, box, figure, key, size, text
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -48,10 +49,12 @@ ARROWS = (
     ("P_ins", "to_semantics", "", (0, 0)),
     ("to_semantics", "P_1", "(6)", (796, 80)),
 )
+# Over what lies between its ends.
+DETOUR = ("F_sem", "to_semantics")
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Run an iteration; the shape of each box."""
+def run() -> Notes:
+    """Run an iteration; what each box gave."""
     cfg = Config.fromfile(CONFIG)
     import_modules_from_strings(**cfg.custom_imports)
     with DefaultScope.overwrite_default_scope("mmdet"):
@@ -59,38 +62,27 @@ def shapes() -> dict[str, tuple[int, ...]]:
         head = MODELS.build(dict(cfg.model.roi_head, **settings))
         semantic_head = MODELS.build(cfg.model.semantic_head)
     projection = head.projection
-    found: dict[str, tuple[int, ...]] = {}
-
-    def note(module, inputs=(), output=None):
-        def hook(_module, given, result):
-            for place, name in enumerate(inputs):
-                found[name] = tuple(given[place].shape)
-            if output:
-                found[output] = tuple(result.shape)
-
-        module.register_forward_hook(hook)
-
-    note(projection.mask_head(1), ["to_masks"], "masks")
-    note(projection.semantic_heads[0], ["P_ins", "F_sem"], "P_1")
-    note(projection.semantic_heads[0].conv, ["to_semantics"])
-    note(head.mask_roi_extractor, output="f_ins")
-    levels = tuple(torch.zeros(1, 256, 256 // s, 256 // s) for s in (4, 8, 16, 32))
-    with torch.no_grad():
-        semantics = semantic_head(levels)
-        state = [*levels, semantics["seg_feats"], semantics["seg_preds"]]
-        found["P_0"] = tuple(state[-1].shape)
-        rois = torch.tensor([[0.0, 8, 8, 104, 104]])
-        head._mask_forward(state, rois)
-        found["enhanced"] = tuple(head.enhanced_features(state, rois).shape)
-    found["f_sem"] = found["enhanced"]
-    one, channels, *side = found["to_masks"]
-    found["p_sem"] = (one, channels - found["enhanced"][1], *side)
-    return found
+    notes = Notes()
+    # Enhanced features come after t.
+    notes.watch(projection, {1: "enhanced"})
+    notes.watch(projection.mask_head(1), {0: "to_masks"}, ["masks"])
+    notes.watch(projection.semantic_heads[0], {0: "P_ins", 1: "F_sem"}, ["P_1"])
+    notes.watch(projection.semantic_heads[0].conv, {0: "to_semantics"})
+    notes.watch(projection.roi_align, outputs=["f_sem", "p_sem"])
+    notes.watch(head.mask_roi_extractor, outputs=["f_ins"])
+    levels = tuple(
+        torch.zeros(1, 256, 256 // s, 256 // s, requires_grad=True) for s in (4, 8, 16, 32)
+    )
+    semantics = semantic_head(levels)
+    notes.note("P_0", semantics["seg_preds"])
+    state = [*levels, semantics["seg_feats"], semantics["seg_preds"]]
+    head._mask_forward(state, torch.tensor([[0.0, 8, 8, 104, 104]]))
+    return notes
 
 
 def draw() -> str:
     """The figure as SVG."""
-    found = shapes()
+    found = run().shapes
     parts = []
     for name, (label, x, y, colour) in BOXES.items():
         parts += box(x, y, label, size(found[name]), colour)
@@ -98,8 +90,7 @@ def draw() -> str:
         parts.append(arrow(BOXES[start][1:3], BOXES[end][1:3]))
         if words:
             parts.append(text(*place, words, "#555"))
-    # F_sem over what lies between it and its goal.
-    (left, y), (right, _) = (BOXES[name][1:3] for name in ("F_sem", "to_semantics"))
+    (left, y), (right, _) = (BOXES[name][1:3] for name in DETOUR)
     start, end = left + BOX_WIDTH / 2, right + BOX_WIDTH / 2
     top = y - BOX_HEIGHT / 2
     parts.append(

@@ -1,9 +1,64 @@
-"""What the figures of the data flow are made of: SVG boxes, arrows and texts."""
+"""What the figures of the data flow are made of: SVG boxes, arrows, texts, and notes of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
 
 BOX_WIDTH, BOX_HEIGHT = 112, 46
 PLAIN = "#e8eef7"
+
+
+class Notes:
+    """What a run of the model gave for each box, and which box it came from.
+
+    Attributes:
+        shapes: By box.
+    """
+
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._nodes: dict[str, Any] = {}
+
+    def note(self, name: str, tensor: Tensor) -> None:
+        """Note a box's tensor; at once, before something is done to it in place."""
+        self.shapes[name] = tuple(tensor.shape)
+        self._nodes[name] = tensor.grad_fn
+
+    def watch(
+        self,
+        module: nn.Module,
+        inputs: Mapping[int, str] | None = None,
+        outputs: Sequence[str] = (),
+    ) -> None:
+        """Note what a module is given, by place, and what it gives, one box for each call."""
+        calls = iter(outputs)
+
+        def hook(_module: nn.Module, given: tuple, result: Any) -> None:
+            for place, name in (inputs or {}).items():
+                self.note(name, given[place])
+            name = next(calls, None)
+            if name is not None:
+                self.note(name, result)
+
+        module.register_forward_hook(hook)
+
+    def arrows(self) -> set[tuple[str, str]]:
+        """The pairs of boxes that the graph of the gradient joins, no other box between."""
+        boxes = {node: name for name, node in self._nodes.items()}
+        if None in boxes or len(boxes) < len(self._nodes):
+            raise ValueError("each box needs a tensor of its own, with a gradient")
+        found = set()
+        for end, node in self._nodes.items():
+            waiting, seen = [node], set()
+            while waiting:
+                for before, _ in waiting.pop().next_functions:
+                    if before in boxes:
+                        found.add((boxes[before], end))
+                    elif before is not None and before not in seen:
+                        seen.add(before)
+                        waiting.append(before)
+        return found
 
 
 def figure(width: int, height: int, title: str, parts: Sequence[str]) -> str:

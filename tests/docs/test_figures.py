@@ -22,7 +22,8 @@ def script(name, monkeypatch):
 def test_figures_are_as_the_code_is(name, monkeypatch):
     figure = script(name, monkeypatch)
     assert figure.TARGET.read_text() == figure.draw(), f"run python docs/{name}.py"
-    found = figure.shapes()
-    found = found[0] if isinstance(found, tuple) else found
-    assert found.keys() == figure.BOXES.keys()
-    assert {end for arrow in figure.ARROWS for end in arrow[:2]} == figure.BOXES.keys()
+    notes = figure.run()
+    notes = notes[0] if isinstance(notes, tuple) else notes
+    assert notes.shapes.keys() == figure.BOXES.keys()
+    drawn = [arrow[:2] for arrow in figure.ARROWS] + [getattr(figure, "DETOUR", None)]
+    assert set(drawn) - {None} == notes.arrows()
