@@ -2,6 +2,7 @@
 
 from mmdet_plus.engine.amp import CPUAmpOptimWrapper
 from mmdet_plus.engine.checkpoint_match import CheckpointMatchHook
+from mmdet_plus.engine.distributed import SyncStatisticsHook
 from mmdet_plus.engine.errors import UserError, run_command
 from mmdet_plus.engine.resumable import (
     ResumableEpochBasedTrainLoop,
@@ -24,6 +25,7 @@ __all__ = [
     "ResumableIterBasedTrainLoop",
     "SeededBatchSampler",
     "SeededDataset",
+    "SyncStatisticsHook",
     "UserError",
     "make_resumable",
     "prepare_test_cfg",

@@ -6,10 +6,46 @@ import subprocess
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import all_reduce_params
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from torch import distributed as dist
+from torch.nn import SyncBatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdet_plus.engine.errors import UserError
+
+
+@HOOKS.register_module()
+class SyncStatisticsHook(Hook):
+    """Averages the running statistics of batch normalisation over the processes.
+
+    Each process normalises with its own batch and keeps its own running statistics. Without this
+    every process would validate its share with another model, and only the first one's would be
+    saved. mmengine's ``SyncBuffersHook`` averages before a validation, when the checkpoint of that
+    iteration is written already; here they are the same in all processes after each iteration.
+    SyncBN, and layers that are frozen, are left alone.
+    """
+
+    # Before averages of weights and before checkpoints.
+    priority = "ABOVE_NORMAL"
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
+    ) -> None:
+        """Average what this iteration has changed."""
+        all_reduce_params(
+            [
+                statistics
+                for layer in runner.model.modules()
+                if isinstance(layer, _BatchNorm) and not isinstance(layer, SyncBatchNorm)
+                if layer.training and layer.track_running_stats
+                for statistics in (layer.running_mean, layer.running_var)
+            ],
+            op="mean",
+        )
 
 
 def prepare_distributed(cfg: Config, launcher: str) -> None:

@@ -1,9 +1,15 @@
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 from mmengine.config import Config
+from small_training import small_options
 from torch import distributed as dist
 
-from mmdet_plus.engine import distributed
+from mmdet_plus.datasets import make_shapes
+from mmdet_plus.engine import distributed, prepare_train_cfg
 from mmdet_plus.engine.errors import UserError
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
@@ -49,3 +55,60 @@ def test_nothing_changes_without_a_launcher():
     cfg = Config(dict(model=dict(norm_cfg=dict(type="SyncBN"))))
     distributed.prepare_distributed(cfg, "none")
     assert cfg._cfg_dict == dict(launcher="none", model=dict(norm_cfg=dict(type="SyncBN")))
+
+
+# What a process does whose first number is its rank.
+STATISTICS = """
+import json, sys
+from types import SimpleNamespace
+import torch
+from torch import distributed, nn
+from mmdet_plus.engine import SyncStatisticsHook
+
+rank, store = int(sys.argv[1]), sys.argv[2]
+distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+model = nn.ModuleDict(dict(own=nn.BatchNorm2d(1, momentum=0.5), frozen=nn.BatchNorm2d(1)))
+model["frozen"].running_mean.fill_(0.1 + rank)
+model["frozen"].eval()
+hook, means = SyncStatisticsHook(), []
+for step in range(2):
+    model["own"](torch.full((1, 1, 2, 2), 4.0 * rank + step))
+    hook.after_train_iter(SimpleNamespace(model=model), step)
+    means.append(model["own"].running_mean.item())
+print(json.dumps(means + [model["own"].running_var.item(), model["frozen"].running_mean.item()]))
+"""
+
+
+def test_running_statistics_are_those_of_all_processes(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", STATISTICS, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    found = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
+    for rank, (first, second, variance, frozen) in enumerate(found):
+        # 0 and 4, then 1 and 5; half of each goes in.
+        assert first == 1.0 and second == 0.5 * 1.0 + 0.5 * 3.0
+        assert variance == 0.25
+        assert frozen == pytest.approx(0.1 + rank)
+
+
+def test_every_distributed_training_has_the_hook(no_launcher, tmp_path):
+    for name, value in dict(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_PORT="0").items():
+        no_launcher.setenv(name, value)
+    sets = make_shapes(
+        tmp_path / "set", num_train=2, num_val=1, image_size=(64, 64), progress=False
+    )
+    options = small_options(sets)
+    hooks = {}
+    for launcher in ("none", "pytorch"):
+        cfg = prepare_train_cfg(
+            "mask-rcnn_r18_shapes",
+            work_dir=str(tmp_path),
+            launcher=launcher,
+            cfg_options=dict(options),
+        )
+        hooks[launcher] = [hook["type"] for hook in cfg.get("custom_hooks") or []]
+    assert hooks["pytorch"] == [*hooks["none"], "mmengine.SyncStatisticsHook"]
