@@ -24,7 +24,8 @@ class BiasedTrainingHook(Hook):
 
     Args:
         losses: Which: names as in the log, with ``*`` for anything. By default the mask losses
-            of all stages, the quasi-multitask ones among them.
+            of all stages, the quasi-multitask ones among them. As in mmengine, a loss has "loss"
+            in its name; accuracies beside them are never touched.
         weight: alpha before the switch, 0 or more.
         switch: Where it ends: a share of the training in [0, 1], or a number of iterations or
             epochs.
@@ -35,8 +36,6 @@ class BiasedTrainingHook(Hook):
         UserError: One of ``losses`` is not among the model's in the first iteration, or ``by`` is
             'epoch' in a training that counts iterations alone.
     """
-
-    priority = "NORMAL"
 
     def __init__(
         self,
@@ -99,7 +98,7 @@ class BiasedTrainingHook(Hook):
             self._check(model, output)
         return {
             name: value
-            if not any(fnmatchcase(name, pattern) for pattern in self.losses)
+            if not any(_is_loss(name, pattern) for pattern in self.losses)
             else [self.current * part for part in value]
             if isinstance(value, (list, tuple))
             else self.current * value
@@ -109,9 +108,13 @@ class BiasedTrainingHook(Hook):
     def _check(self, model: nn.Module, output: dict) -> None:
         """Find every pattern among the losses, once: a batch of no RoI may lack some of them."""
         for pattern in self.losses:
-            if not any(fnmatchcase(name, pattern) for name in output):
+            if not any(_is_loss(name, pattern) for name in output):
                 raise UserError(
                     f"BiasedTrainingHook: no loss is called {pattern!r}; "
-                    f"{type(model).__name__} has {', '.join(output)}"
+                    f"{type(model).__name__} has {', '.join(n for n in output if 'loss' in n)}"
                 )
         self._checked = True
+
+
+def _is_loss(name: str, pattern: str) -> bool:
+    return "loss" in name and fnmatchcase(name, pattern)

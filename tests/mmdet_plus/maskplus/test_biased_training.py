@@ -37,6 +37,7 @@ class Toy(BaseModel):
                 "s1.loss_mask_quasi": 3 * value,
                 "loss_rpn": [value, 5 * value],
                 "acc": value.detach(),
+                "s1.acc": value.detach(),
             }
         # Whatever else a model gives, the names of losses in it are none.
         return {"loss_mask": value} if mode == "tensor" else [value]
@@ -131,6 +132,9 @@ def listening():
         (["*quasi"], {"s1.loss_mask_quasi"}),
         (["loss_rpn"], {"loss_rpn"}),
         (["loss_*", "*mask"], {"loss_cls", "loss_mask", "loss_rpn"}),
+        # An accuracy is no loss, and stays what it is.
+        (["s1.*"], {"s1.loss_mask_quasi"}),
+        (["*"], {"loss_cls", "loss_mask", "s1.loss_mask_quasi", "loss_rpn"}),
     ],
 )
 def test_losses_by_pattern(listening, losses, weighed):
@@ -170,7 +174,7 @@ def test_an_unknown_loss_is_told(listening):
 
 
 def test_patterns_are_of_names_in_full_and_case(listening):
-    for pattern in ("mask", "LOSS_MASK"):
+    for pattern in ("mask", "LOSS_MASK", "acc"):
         model = Toy()
         listening(model, losses=[pattern])
         with pytest.raises(UserError, match=f"'{pattern}'"):
