@@ -139,8 +139,28 @@ class MaskPlusRoIHead(MaskPlusMixin, StandardRoIHead):
 class MaskPlusCascadeRoIHead(MaskPlusMixin, CascadeRoIHead):
     """MaskPlus+ (section 4.9): every stage of Cascade Mask R-CNN has the techniques.
 
-    Arguments are told at :class:`MaskPlusMixin`.
+    Arguments are told at :class:`MaskPlusMixin`. Weights of a Mask R-CNN, whose heads have no
+    stages, start every stage; what has another shape there, such as box deltas for each class
+    where a cascade has one for all, is left out and reported as missing.
     """
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        for name in ("bbox_head", "mask_head"):
+            _to_stages(state_dict, f"{prefix}{name}.", getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _to_stages(state_dict: dict, prefix: str, stages: nn.ModuleList) -> None:
+    """Replace the weights of one head by the same for each stage."""
+    parts = [name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]
+    for part in parts:
+        if part.split(".")[0].isdigit():
+            continue
+        value = state_dict.pop(prefix + part)
+        for number, stage in enumerate(stages):
+            own = stage.state_dict().get(part)
+            if own is None or own.shape == value.shape:
+                state_dict[f"{prefix}{number}.{part}"] = value
 
 
 def _changed(name: str, config: Any, plain: str, ours: str, changes: dict) -> Any:

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmdet.evaluation.functional import INSTANCE_OFFSET
 from mmdet.models.roi_heads import CascadeRoIHead, SingleRoIExtractor, StandardRoIHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.registry import HOOKS
+from mmengine.runner.checkpoint import load_state_dict
 from mmengine.structures import InstanceData
 from tiny_maskplus import (
     COMBINATIONS,
@@ -21,9 +23,11 @@ from tiny_maskplus import (
     with_maskplus,
 )
 from tiny_mr_rcnn import losses_of, total
+from tiny_refine import CHANNELS, make_panoptic_batch, model_cfg
 from torch import nn
 
 from mmdet_plus.maskplus import MaskPlusCascadeRoIHead, MaskPlusHead, MaskPlusRoIHead
+from mmseg_plus.common.config import read_config
 
 # A handful for the cascade: each alone, and all.
 HANDFUL = [dict(), *({name: value} for name, value in SETTINGS.items()), SETTINGS]
@@ -200,6 +204,75 @@ def test_every_variant_starts_as_the_mask_rcnn_it_is_given(mask_rcnn, switches, 
 @pytest.mark.parametrize("switches", HANDFUL[1:], ids=name_of)
 def test_the_cascade_starts_as_the_cascade_it_is_given(cascade, switches, batch):
     check_start(cascade, switches, True, batch)
+
+
+@pytest.mark.parametrize("switches", HANDFUL, ids=name_of)
+@pytest.mark.parametrize("agnostic", [True, False], ids=["agnostic", "by-class"])
+def test_a_mask_rcnn_starts_every_stage_of_the_cascade(mask_rcnn, cascade, switches, agnostic):
+    cfg = with_maskplus(cascade, **switches)
+    for box_head in cfg.roi_head.bbox_head:
+        box_head.reg_class_agnostic = agnostic
+    theirs, ours = build(mask_rcnn, seed=1), build(cfg, seed=2)
+    weights = theirs.state_dict()
+    # mmengine's loader, as load_from has it: a shape that differs would be an error in torch's.
+    load_state_dict(ours, weights, logger=None)
+    keys = ours.load_state_dict(weights, strict=False)
+    assert keys.unexpected_keys == [] and weights.keys() == theirs.state_dict().keys()
+    plain = theirs.roi_head
+    for stage in range(3):
+        for name in ("mask_head", "bbox_head"):
+            own = getattr(ours.roi_head, name)[stage].state_dict()
+            for part, value in getattr(plain, name).state_dict().items():
+                if agnostic and part.startswith("fc_reg."):
+                    assert f"roi_head.{name}.{stage}.{part}" in keys.missing_keys
+                else:
+                    assert torch.equal(own[part], value)
+    heads = {name for name in keys.missing_keys if "_head" in name}
+    added = set(ours.state_dict()) - set(build(cascade).state_dict())
+    assert {n for n in heads if n not in added} == {
+        f"roi_head.bbox_head.{stage}.fc_reg.{kind}"
+        for stage in range(3 if agnostic else 0)
+        for kind in ("weight", "bias")
+    }
+
+
+def test_what_no_stage_has_is_not_passed_over(mask_rcnn, cascade):
+    pyramid = build(with_maskplus(mask_rcnn, deconv_pyramid=True))
+    keys = build(with_maskplus(cascade)).load_state_dict(pyramid.state_dict(), strict=False)
+    assert any("mask_head.2.deconv_pyramid" in name for name in keys.unexpected_keys)
+
+
+# With other models
+
+
+def test_in_a_panoptic_model(mask_rcnn):
+    cfg = model_cfg(0)
+    cfg.type = "PanopticFPN"
+    cfg.roi_head = with_maskplus(mask_rcnn, **dict(SETTINGS, contextual_fusion=[CHANNELS])).roi_head
+    for extractor in (cfg.roi_head.bbox_roi_extractor, cfg.roi_head.mask_roi_extractor):
+        extractor.out_channels = CHANNELS
+    for head in (cfg.roi_head.bbox_head, cfg.roi_head.mask_head):
+        head.in_channels = CHANNELS
+    cfg.semantic_head.update(type="PanopticFPNHead")
+    model = build(cfg)
+    panoptic = make_panoptic_batch([[(4, 6, 40, 44), (20, 30, 62, 60)], [(10, 10, 50, 54)]])
+    for _ in range(2):
+        losses = losses_of(model, panoptic)
+        assert {"loss_mask", "loss_mask_quasi", "loss_seg"} <= set(losses)
+        assert step(model, losses) == []
+    model.eval()
+    with torch.no_grad():
+        for sample in model.test_step(copy.deepcopy(panoptic)):
+            assert (sample.pred_panoptic_seg.sem_seg >= INSTANCE_OFFSET).any()
+
+
+def test_with_a_swin_transformer(mask_rcnn, batch):
+    """As of configs/maskplus/maskplus_swin-t-p4-w7_fpn_1x_coco.py, of 8 channels."""
+    cfg = copy.deepcopy(mask_rcnn)
+    swin = copy.deepcopy(read_config("maskplus_swin-t-p4-w7_fpn_1x_coco").model.backbone)
+    swin.update(embed_dims=8, num_heads=[1, 2, 4, 8], init_cfg=None)
+    cfg.backbone, cfg.neck.in_channels = swin, [8, 16, 32, 64]
+    check_combination(cfg, SETTINGS, True, 1, batch)
 
 
 # Configs
