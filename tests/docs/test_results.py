@@ -3,6 +3,7 @@
 import json
 import re
 
+from mmdet_plus.benchmark.complexity import markdown as complexity_table
 from mmdet_plus.benchmark.models import markdown as model_table
 from mmdet_plus.benchmark.occlusion import markdown as occlusion_table
 from mmdet_plus.benchmark.ops import markdown
@@ -147,6 +148,12 @@ def test_transfer_is_that_of_its_records(repo_root):
             assert record["command"] in page
             cells += [change(record, "boundary_mAP"), change(record, "AF")]
         assert f"| {' | '.join(cells)} |" in page
+
+
+def test_cost_of_the_techniques_is_that_of_its_record(repo_root):
+    record = read(repo_root, "maskplus/complexity.json")
+    page = (repo_root / "docs/maskplus.md").read_text()
+    assert complexity_table(record) in page and record["command"] in page
 
 
 def test_speed_of_models_is_that_of_its_record(repo_root):
