@@ -96,6 +96,7 @@ class IterativeProjection(BaseModule):
         self.num_iterations = num_iterations
         self.canvas_weight = canvas_weight
         self.num_things_classes = mask_head["num_classes"]
+        self.num_stuff_classes = num_stuff_classes
         num_classes = self.num_things_classes + num_stuff_classes
         channels = mask_head["in_channels"]
         heads = 1 if share_heads else num_iterations

@@ -15,15 +15,18 @@ from torch import Tensor
 from mmdet_plus.panoptic_fusion import HeuristicFusion, OcclusionFusion, SpatialRankingFusion
 
 from .iterative_projection_roi_head import SEG_PREDS
+from .occlusion_head import OcclusionHead
 from .semantic_head import ProjectionSemanticHead
+from .spatial_ranking_head import SpatialRankingHead
 
 
 @MODELS.register_module()
 class REFINE(TwoStagePanopticSegmentor):
     """REFINE (Ren et al., AAAI 2021).
 
-    With ``roi_head.num_iterations=0`` it is Panoptic-FPN; with mmdet's own heads it is that, too,
-    so that the fusers with a network can be had for any two-stage panoptic model.
+    With ``roi_head.num_iterations=0`` and mmdet's ``PanopticFPNHead`` it is Panoptic-FPN; with
+    mmdet's own RoI heads it is that, too, so that the fusers with a network can be had for any
+    two-stage panoptic model.
 
     Args:
         roi_head: Config of an :class:`IterativeProjectionRoIHead` or
@@ -38,7 +41,8 @@ class REFINE(TwoStagePanopticSegmentor):
 
     Raises:
         ValueError: ``occlusion_only`` without an occlusion head, iterations without semantics to
-            read, or a fuser that :meth:`check_fuser` refuses.
+            read, parts that were given different numbers of classes, or a fuser that
+            :meth:`check_fuser` refuses.
     """
 
     def __init__(
@@ -55,12 +59,11 @@ class REFINE(TwoStagePanopticSegmentor):
             raise ValueError(
                 "iterations read the semantics: semantic_head must be a ProjectionSemanticHead"
             )
+        self._check_classes()
         self.occlusion_head = None if occlusion_head is None else MODELS.build(occlusion_head)
-        if isinstance(self.semantic_head, ProjectionSemanticHead) and isinstance(
-            self.panoptic_fusion_head, HeuristicFusion
-        ):
-            self.panoptic_fusion_head.things_apart = True
         self.check_fuser(self.panoptic_fusion_head)
+        if isinstance(self.semantic_head, ProjectionSemanticHead):
+            self.panoptic_fusion_head.things_apart = True
         self.occlusion_only = occlusion_only
         if occlusion_only:
             if self.occlusion_head is None:
@@ -68,18 +71,50 @@ class REFINE(TwoStagePanopticSegmentor):
             self.requires_grad_(False)
             self.occlusion_head.requires_grad_(True)
 
+    def _check_classes(self) -> None:
+        """Compare the numbers of classes, of which a config tells each part anew."""
+        parts = {
+            "semantic_head": self.semantic_head,
+            "panoptic_fusion_head": self.panoptic_fusion_head,
+            "roi_head": getattr(self.roi_head, "projection", None),
+        }
+        for field in ("num_things_classes", "num_stuff_classes"):
+            told = {
+                name: getattr(part, field) for name, part in parts.items() if hasattr(part, field)
+            }
+            if len(set(told.values())) > 1:
+                numbers = ", ".join(f"{name} {number}" for name, number in told.items())
+                raise ValueError(
+                    f"parts of the model differ in {field}: {numbers} (of the roi_head, classes "
+                    "of things are those of its mask_head); set them all"
+                )
+
     def check_fuser(self, fuser: torch.nn.Module) -> None:
-        """See that the occlusion head looks at all that a fuser asks it about.
+        """See that a fuser knows the semantics, and is told all that it asks for.
 
         Args:
             fuser: In the place of ``panoptic_fusion_head``.
 
         Raises:
-            ValueError: The fuser has a lower threshold than the head.
+            ValueError: It is mmdet's, which knows other semantics; the occlusion head that it
+                needs is not there, or has a higher threshold.
         """
         head = self.occlusion_head
-        if head is None or not isinstance(fuser, (OcclusionFusion, SpatialRankingFusion)):
+        if isinstance(self.semantic_head, ProjectionSemanticHead) and not isinstance(
+            fuser, HeuristicFusion
+        ):
+            raise ValueError(
+                f"{type(fuser).__name__} does not know the channels of a ProjectionSemanticHead: "
+                "take HeuristicFusion, or another fuser of mmdet_plus.panoptic_fusion"
+            )
+        if not isinstance(fuser, (OcclusionFusion, SpatialRankingFusion)):
             return
+        needed = OcclusionHead if isinstance(fuser, OcclusionFusion) else SpatialRankingHead
+        if not isinstance(head, needed):
+            raise ValueError(
+                f"{type(fuser).__name__} needs an occlusion_head of type {needed.__name__}, not "
+                f"{type(head).__name__ if head else None}"
+            )
         asked = [("score_thr", fuser.score_thr, "score_thr")]
         if isinstance(fuser, OcclusionFusion):
             asked.append(("occlusion_thr", fuser.settings["occlusion_thr"], "overlap_thr"))
@@ -191,7 +226,10 @@ class REFINE(TwoStagePanopticSegmentor):
         self, x: tuple[Tensor, ...], batch_data_samples: SampleList, rescale: bool
     ) -> tuple[InstanceList, list[Tensor]]:
         """Instances with masks of each image, and the feature maps with the semantics."""
-        proposals = self.rpn_head.predict(x, batch_data_samples, rescale=False)
+        if batch_data_samples[0].get("proposals") is None:
+            proposals = self.rpn_head.predict(x, batch_data_samples, rescale=False)
+        else:
+            proposals = [sample.proposals for sample in batch_data_samples]
         state = self._with_semantics(x) if self.num_iterations else list(x)
         results = self.roi_head.predict(state, proposals, batch_data_samples, rescale=rescale)
         return results, state

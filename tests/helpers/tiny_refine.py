@@ -50,7 +50,9 @@ def model_cfg(num_iterations=2, cascade=False, **changes):
         num_stuff_classes=STUFF,
         norm_cfg=NORM,
     )
-    cfg.panoptic_fusion_head.update(num_things_classes=THINGS, num_stuff_classes=STUFF)
+    cfg.panoptic_fusion_head.update(
+        type="HeuristicFusion", num_things_classes=THINGS, num_stuff_classes=STUFF
+    )
     cfg.test_cfg.rcnn.score_thr = 0.0
     cfg.test_cfg.panoptic.stuff_area_limit = 16
     return cfg

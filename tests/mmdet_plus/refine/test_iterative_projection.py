@@ -1,11 +1,13 @@
 """IBPP: the equations, whose gradient goes where, and the RoI heads around them."""
 
 import copy
+import functools
 
 import pytest
 import torch
 import torch.nn.functional as F
 from mmcv.ops import roi_align
+from mmdet.evaluation.functional import INSTANCE_OFFSET
 from tiny_mr_rcnn import TWO_IMAGES
 from tiny_refine import (
     CHANNELS,
@@ -231,6 +233,7 @@ def test_the_loss_goes_down(batch):
 def test_without_iterations_it_is_panoptic_fpn(batch, cascade):
     cfg = model_cfg(0, cascade)
     cfg.semantic_head.type = "PanopticFPNHead"
+    cfg.panoptic_fusion_head.type = "HeuristicFusionHead"
     ours = build(cfg)
     plain = {key: cfg.roi_head[key] for key in cfg.roi_head}
     for key in ("num_iterations", "num_stuff_classes", "semantic_norm_cfg"):
@@ -331,8 +334,11 @@ def test_void_does_not_count(batch):
     torch.testing.assert_close(before, wanted)
 
 
-def test_masks_and_semantics_at_test(batch):
-    model = build(model_cfg(2)).eval()
+@pytest.mark.parametrize("cascade", [False, True])
+def test_masks_and_semantics_at_test(batch, cascade):
+    """Of a cascade, too, all iterations look at the final boxes."""
+    iterations = 3 if cascade else 2
+    model = build(model_cfg(iterations, cascade)).eval()
     data = model.data_preprocessor(batch, False)
     x = model.extract_feat(data["inputs"])
     samples = data["data_samples"]
@@ -350,11 +356,11 @@ def test_masks_and_semantics_at_test(batch):
         labels, scores = (torch.cat([r[key] for r in boxes]) for key in ("labels", "scores"))
         seg, module = again[-1], model.roi_head.projection
         enhanced = model.roi_head.enhanced_features(again, rois)
-        for t in (1, 2):
+        for t in range(1, iterations + 1):
             masks, seg = module(t, enhanced, rois, labels, scores, again[-2], seg)
     assert not torch.equal(state[-1], first) and torch.equal(state[-1], seg)
     assert sum(map(len, results)) == len(rois) > 0
-    head = module.mask_head(2)
+    head = module.mask_head(iterations)
     wanted = head.predict_by_feat(
         masks.split([len(r) for r in boxes]), boxes, metas, model.test_cfg.rcnn, rescale=False
     )
@@ -362,8 +368,9 @@ def test_masks_and_semantics_at_test(batch):
         assert torch.equal(one.masks, other.masks)
 
 
-def test_no_detection_still_refines_the_semantics(batch):
-    cfg = model_cfg(2)
+@pytest.mark.parametrize("cascade", [False, True])
+def test_no_detection_still_refines_the_semantics(batch, cascade):
+    cfg = model_cfg(3, cascade)
     cfg.test_cfg.rcnn.score_thr = 2.0
     model = build(cfg).eval()
     data = model.data_preprocessor(batch, False)
@@ -388,15 +395,73 @@ def test_mixed_precision(batch):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("cascade", [False, True])
+def test_counters_can_run_it(batch, cascade):
+    model = build(model_cfg(3, cascade)).eval()
+    data = model.data_preprocessor(copy.deepcopy(batch), False)
+    with torch.no_grad():
+        *_, masks, semantics = model(data["inputs"], data["data_samples"], mode="tensor")
+    masks = masks[-1] if isinstance(masks, list | tuple) else masks
+    assert masks.shape[1:] == (THINGS, 28, 28)
+    assert semantics.shape == (2, THINGS + STUFF, 24, 24)
+
+
+def test_proposals_that_are_given_are_used(batch):
+    cfg = model_cfg(1)
+    cfg.test_cfg.panoptic.score_thr = 0.0
+    model = build(cfg).eval()
+    data = model.data_preprocessor(copy.deepcopy(batch), False)
+    samples = data["data_samples"]
+    maps = []
+    with torch.no_grad():
+        x = model.extract_feat(data["inputs"])
+        found = model.rpn_head.predict(x, samples, rescale=False)
+        for given in (None, found, [proposals[:0] for proposals in found]):
+            for sample, proposals in zip(samples, given or (), strict=False):
+                sample.proposals = proposals
+            results = model.predict(data["inputs"], samples)
+            maps.append(torch.stack([sample.pred_panoptic_seg.sem_seg for sample in results]))
+    plain, same, none = maps
+    assert (plain >= INSTANCE_OFFSET).any() and torch.equal(plain, same)
+    assert (none < INSTANCE_OFFSET).all()
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("roi_head", dict(num_stuff_classes=53), "num_stuff_classes: .* roi_head 53"),
+        ("roi_head.mask_head", dict(num_classes=4), "num_things_classes: .* roi_head 4"),
+        ("semantic_head", dict(num_stuff_classes=1), "num_stuff_classes: semantic_head 1, "),
+        ("panoptic_fusion_head", dict(num_things_classes=80), "panoptic_fusion_head 80"),
+        ("panoptic_fusion_head", dict(type="HeuristicFusionHead"), "take HeuristicFusion"),
+        (
+            "panoptic_fusion_head",
+            dict(type="SoftOcclusionFusion"),
+            "needs an occlusion_head of type OcclusionHead, not None",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_together(part, change, message):
+    cfg = model_cfg(1)
+    functools.reduce(getattr, part.split("."), cfg).update(change)
+    with pytest.raises(ValueError, match=message):
+        build(cfg)
+
+
 @pytest.mark.parametrize("score_thr", [0.0, 2.0], ids=["found", "nothing"])
 def test_instances_beside_the_map(batch, score_thr):
     cfg = model_cfg(1)
     cfg.test_cfg.rcnn.score_thr = score_thr
+    cfg.test_cfg.panoptic.score_thr = 0.0
     model = build(cfg)
     assert "pred_instances" not in predictions(model, batch, rescale=True)[0]
     cfg.test_cfg.instance_on = True
     for sample in predictions(build(cfg), batch, rescale=True):
-        found = sample.pred_instances
+        found, panoptic = sample.pred_instances, sample.pred_panoptic_seg.sem_seg
+        assert (panoptic % INSTANCE_OFFSET <= THINGS + STUFF).all()
+        pasted = panoptic[panoptic >= INSTANCE_OFFSET] % INSTANCE_OFFSET
+        assert set(pasted.tolist()) <= set(found.labels.tolist())
+        assert (len(pasted) > 0) == (score_thr == 0)
         assert (len(found) > 0) == (score_thr == 0)
         assert found.masks.shape == (len(found), 96, 96)
         assert found.bboxes.shape == (len(found), 4) and len(found.scores) == len(found.labels)

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from mmdet.evaluation.functional import INSTANCE_OFFSET
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
@@ -13,6 +14,7 @@ from tiny_refine import (
     BOXES,
     CHANNELS,
     SIDE,
+    STUFF,
     THINGS,
     build,
     drawn,
@@ -41,6 +43,9 @@ HEAD = dict(
     fc_channels=16,
     embedding=4,
 )
+
+
+RANKING = dict(type="SpatialRankingHead", num_classes=THINGS, channels=4)
 
 
 @pytest.fixture
@@ -272,15 +277,23 @@ def test_beside_the_heads_of_mmdet(batch, cascade):
         del cfg.roi_head[key]
     cfg.roi_head.type = "CascadeRoIHead" if cascade else "StandardRoIHead"
     cfg.semantic_head.type = "PanopticFPNHead"
+    cfg.test_cfg.panoptic.score_thr = 0.0
+    plain = build(cfg | dict(type="PanopticFPN"))
     cfg.occlusion_head = ConfigDict(copy.deepcopy(HEAD))
-    cfg.panoptic_fusion_head.type = "SoftOcclusionFusion"
+    # So large a sigma leaves the order to the scores, as the heuristic does.
+    cfg.panoptic_fusion_head.update(type="SoftOcclusionFusion", sigma=1e6)
     model = build(cfg)
     losses = losses_of(model, batch)
     assert {"loss_occlusion", "loss_seg"} <= losses.keys()
-    data = model.eval().data_preprocessor(copy.deepcopy(batch), False)
-    with torch.no_grad():
-        (first, _) = model.predict(data["inputs"], data["data_samples"])
-    assert first.pred_panoptic_seg.sem_seg.shape == (1, 96, 96)
+    maps = []
+    for one in (model, plain):
+        data = one.eval().data_preprocessor(copy.deepcopy(batch), False)
+        one.load_state_dict(plain.state_dict(), strict=False)
+        with torch.no_grad():
+            samples = one.predict(data["inputs"], data["data_samples"])
+        maps.append([sample.pred_panoptic_seg.sem_seg for sample in samples])
+    assert all((one >= INSTANCE_OFFSET).any() for one in maps[0])
+    assert all(torch.equal(a, b) for a, b in zip(*maps, strict=True))
 
 
 def test_iterations_need_semantics_to_read():
@@ -298,12 +311,15 @@ def test_iterations_need_semantics_to_read():
         (dict(type="SpatialRankingFusion"), dict(score_thr=0.6), "score_thr=0.5 asks"),
         (dict(type="HeuristicFusion"), dict(score_thr=0.6), None),
         (dict(type="SoftOcclusionFusion"), dict(score_thr=0.4), None),
+        (dict(type="OcclusionFusion"), RANKING, "OcclusionHead, not SpatialRankingHead"),
     ],
 )
 def test_a_fuser_that_asks_for_more_than_the_head_tells_is_refused(fuser, head, message):
     cfg = refine_cfg()
     cfg.panoptic_fusion_head.update(fuser)
     cfg.test_cfg.panoptic = dict(stuff_area_limit=16)
+    if "type" in head or fuser["type"].startswith("Spatial"):
+        cfg.occlusion_head = ConfigDict(RANKING)
     cfg.occlusion_head.update(dict(score_thr=0.5) | head)
     with pytest.raises(ValueError, match=message) if message else nullcontext():
         build(cfg)
@@ -329,12 +345,16 @@ def test_a_frozen_model_trains_its_occlusion_head_alone(batch):
 def test_prediction(batch, kind, rescale):
     cfg = refine_cfg()
     cfg.panoptic_fusion_head.type = kind
+    cfg.test_cfg.panoptic.score_thr = 0.0
     model = build(cfg).eval()
     data = model.data_preprocessor(copy.deepcopy(batch), False)
     with torch.no_grad():
         samples = model.predict(data["inputs"], data["data_samples"], rescale=rescale)
     for sample in samples:
-        assert sample.pred_panoptic_seg.sem_seg.shape == (1, 96, 96)
+        panoptic = sample.pred_panoptic_seg.sem_seg
+        assert panoptic.shape == (1, 96, 96)
+        assert (panoptic >= INSTANCE_OFFSET).any()
+        assert (panoptic % INSTANCE_OFFSET <= THINGS + STUFF).all()
 
 
 def test_occlusion_decides_the_map(batch, monkeypatch):
