@@ -12,7 +12,8 @@ import itertools
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from mmdet.registry import METRICS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from mmdet_plus.engine.compared_fusers import (
@@ -44,7 +46,11 @@ from mmdet_plus.engine.training import build_runner
 from mmdet_plus.evaluation import PanopticMetric
 from mmdet_plus.evaluation.panoptic_files import split_categories
 from mmdet_plus.evaluation.panoptic_quality import Counts, add_counts, panoptic_figures
-from mmdet_plus.panoptic_fusion import HeuristicFusion
+from mmdet_plus.panoptic_fusion import (
+    HeuristicFusion,
+    SoftOcclusionFusion,
+    soft_occlusion_score,
+)
 from mmseg_plus.common.compat import versions
 from mmseg_plus.common.config import resolve_config
 from mmseg_plus.common.files import write_file, write_json
@@ -210,7 +216,7 @@ def _run(
         raise UserError("the test set has no image; is its annotation file the right one?")
     judge = getattr(getattr(runner.model, "occlusion_head", None), "pair_accuracy", None)
     entries: dict[str, _Entry] = {}
-    pairs = None
+    pairs: Counter[str] = Counter()
     began, done = time.monotonic(), 0
     for sample, seen in itertools.islice(predictions(runner, own.num_classes), wanted):
         if fusers is None:
@@ -227,8 +233,8 @@ def _run(
                 panels[name] = panel_of(entry.fuser, seen, panoptic)
         if judge and ("occlusion" in seen.results or "ranking_scores" in seen.results):
             truth = true_things(metric.true_map(sample), seen.seg_logits.device)
-            counts = np.array(judge(seen.results, *truth))
-            pairs = counts if pairs is None else pairs + counts
+            fusers_of = [entry.fuser for entry in entries.values()]
+            pairs.update(_right_pairs(judge, seen.results, truth, fusers_of))
         if panels:
             write_panels(
                 show_dir, sample.img_path, metric.true_map(sample), panels, own.num_classes
@@ -244,11 +250,26 @@ def _run(
             for name, entry in entries.items()
         },
     }
-    if pairs is not None:
-        record["overlapping_pairs"] = dict(
-            zip(("number", "right_by_network", "right_by_score"), pairs.tolist(), strict=True)
-        )
+    if pairs:
+        record["overlapping_pairs"] = dict(pairs)
     return record
+
+
+def _right_pairs(
+    judge: Callable[..., tuple[int, int, int]],
+    results: InstanceData,
+    truth: tuple[Tensor, Tensor],
+    fusers: Sequence[nn.Module],
+) -> dict[str, int]:
+    """How many pairs of an image overlap, and who orders them rightly: the network, the scores
+    alone, and Eq. 7, which weighs the one with the other."""
+    number, by_network, by_score = judge(results, *truth)
+    counts = dict(number=number, right_by_network=by_network, right_by_score=by_score)
+    for sigma in {f.settings["sigma"] for f in fusers if isinstance(f, SoftOcclusionFusion)}:
+        soft = soft_occlusion_score(results.scores, results.occlusion, sigma)
+        weighed = InstanceData(**{**dict(results.items()), "occlusion": soft})
+        _, counts[f"right_by_soft_{sigma:g}"], _ = judge(weighed, *truth)
+    return counts
 
 
 def _check_fusers(model: nn.Module, entries: dict[str, _Entry]) -> None:
@@ -375,13 +396,18 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 def tell_pairs(pairs: Mapping[str, int]) -> str:
     """Say how many of at least one overlapping pair are in the right order."""
-    right, by_score = (
-        f"{100 * pairs[key] / pairs['number']:.1f} %"
-        for key in ("right_by_network", "right_by_score")
-    )
+    soft = sorted(key.rpartition("_")[2] for key in pairs if key.startswith("right_by_soft_"))
+    who = {
+        "right_by_network": "the network",
+        "right_by_score": "score alone",
+        **{f"right_by_soft_{sigma}": f"Eq. 7 with sigma {sigma}" for sigma in soft},
+    }
+    shares = [
+        f"in {100 * pairs[key] / pairs['number']:.1f} % by {name}" for key, name in who.items()
+    ]
     return (
-        f"\nOf {pairs['number']} overlapping pairs of things, the order is right in {right} by "
-        f"the network, in {by_score} by score alone\n"
+        f"\nOf {pairs['number']} overlapping pairs of things, the order is right "
+        f"{', '.join(shares)}\n"
     )
 
 

@@ -1,5 +1,6 @@
 """Records of ``tools/compare_fusers.py`` on the same model from several seeds, as one table."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ def over_seeds(records: Sequence[Mapping[str, Any]], figures: Sequence[str] = FI
 
     Returns:
         A Markdown table in percent, and, where the model has a network, how many overlapping pairs
-        of all seeds it and the scores alone order rightly.
+        of all seeds it, the scores alone and Eq. 7 order rightly.
 
     Raises:
         UserError: The records are of different fusers, or there is none.
@@ -37,6 +38,5 @@ def over_seeds(records: Sequence[Mapping[str, Any]], figures: Sequence[str] = FI
     )
     text = markdown_table(summary, names[0], figures)
     pairs = [record["overlapping_pairs"] for record in records if "overlapping_pairs" in record]
-    keys = ("number", "right_by_network", "right_by_score")
-    total = {key: sum(counts[key] for counts in pairs) for key in keys}
+    total = sum(map(Counter, pairs), Counter())
     return text + tell_pairs(total) if total["number"] else text
