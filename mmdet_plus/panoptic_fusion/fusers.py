@@ -204,7 +204,7 @@ class SpatialRankingFusion(HeuristicFusion):
 
 @MODELS.register_module()
 class OcclusionFusion(HeuristicFusion):
-    """OCFusion's order of pasting, see :func:`fuse_occlusion`.
+    """The hard order of OCFusion and of REFINE's strong baseline, see :func:`fuse_occlusion`.
 
     The results need ``occlusion`` (K, K).
 
