@@ -12,16 +12,36 @@ from mmdet_plus.engine.fuser_comparison import tell_pairs
 FIGURES = ("PQ", "PQ_th", "SQ_th", "RQ_th", "PQ_st")
 
 
+def table_over_seeds(
+    rows: Mapping[str, Sequence[Mapping[str, float]]], figures: Sequence[str] = FIGURES
+) -> str:
+    """Lay out mean and spread of each row, the first one as what the others are compared with.
+
+    Args:
+        rows: By name, the ``metrics`` of each seed.
+        figures: Of ``metrics``.
+
+    Returns:
+        A Markdown table in percent.
+    """
+    records = [
+        dict(config=name, seed=seed, metrics=metrics)
+        for name, seeds in rows.items()
+        for seed, metrics in enumerate(seeds)
+    ]
+    return markdown_table(summarise(records), list(rows), figures)
+
+
 def over_seeds(records: Sequence[Mapping[str, Any]], figures: Sequence[str] = FIGURES) -> str:
-    """Lay out mean and spread of each fuser, the first one as what the others are compared with.
+    """Lay out the fusers of one model, trained with several seeds.
 
     Args:
         records: One for each seed, of the same fusers.
         figures: Of ``metrics``.
 
     Returns:
-        A Markdown table in percent, and, where the model has a network, how many overlapping pairs
-        of all seeds it, the scores alone and Eq. 7 order rightly.
+        The table of :func:`table_over_seeds`, and, where the model has a network, how many
+        overlapping pairs of all seeds it, the scores alone and Eq. 7 order rightly.
 
     Raises:
         UserError: The records are of different fusers, or there is none.
@@ -29,14 +49,8 @@ def over_seeds(records: Sequence[Mapping[str, Any]], figures: Sequence[str] = FI
     names = [list(record["fusers"]) for record in records]
     if not names or any(other != names[0] for other in names):
         raise UserError("a table over seeds needs records of the same fusers, at least one")
-    summary = summarise(
-        [
-            dict(config=name, seed=seed, metrics=record["fusers"][name]["metrics"])
-            for seed, record in enumerate(records)
-            for name in names[0]
-        ]
-    )
-    text = markdown_table(summary, names[0], figures)
+    rows = {name: [record["fusers"][name]["metrics"] for record in records] for name in names[0]}
+    text = table_over_seeds(rows, figures)
     pairs = [record["overlapping_pairs"] for record in records if "overlapping_pairs" in record]
     total = sum(map(Counter, pairs), Counter())
     return text + tell_pairs(total) if total["number"] else text

@@ -3,7 +3,7 @@
 import pytest
 
 from mmdet_plus.engine import UserError
-from mmdet_plus.engine.fuser_summary import over_seeds
+from mmdet_plus.engine.fuser_summary import over_seeds, table_over_seeds
 
 
 def record(plain, soft, pairs=None):
@@ -20,6 +20,15 @@ def test_means_spreads_and_differences():
     table = over_seeds([record(40.0, 42.0), record(42.0, 45.0)], ["PQ"])
     assert table.splitlines()[2:] == ["| a | 41.000 ± 1.414 |", "| b | 43.500 ± 2.121 (+2.500) |"]
     assert "± " not in over_seeds([record(1.0, 2.0)], ["PQ"])
+
+
+def test_rows_of_several_models():
+    rows = {"before": [dict(PQ=1.0), dict(PQ=3.0)], "after": [dict(PQ=4.0), dict(PQ=5.0)]}
+    table = table_over_seeds(rows, ["PQ"])
+    assert table.splitlines()[2:] == [
+        "| before | 2.000 ± 1.414 |",
+        "| after | 4.500 ± 0.707 (+2.500) |",
+    ]
 
 
 def test_pairs_of_all_seeds_are_counted():
