@@ -254,6 +254,7 @@ def test_in_a_panoptic_model(mask_rcnn):
     for head in (cfg.roi_head.bbox_head, cfg.roi_head.mask_head):
         head.in_channels = CHANNELS
     cfg.semantic_head.update(type="PanopticFPNHead")
+    cfg.panoptic_fusion_head.update(type="HeuristicFusionHead")
     model = build(cfg)
     panoptic = make_panoptic_batch([[(4, 6, 40, 44), (20, 30, 62, 60)], [(10, 10, 50, 54)]])
     for _ in range(2):
