@@ -9,8 +9,10 @@ occlusion = dict(
         out_channels=64,
         featmap_strides=[4, 8, 16, 32],
     ),
-    # Few instances of these short trainings are sure: more pairs to learn from.
-    train_score_thr=0.3,
+    # Few instances of these short trainings are sure, and few masks good: more pairs to learn from,
+    # and more to judge.
+    train_score_thr=0.1,
+    match_iou=0.3,
     conv_channels=128,
     fc_channels=256,
 )
