@@ -152,14 +152,14 @@ class MaskPlusCascadeRoIHead(MaskPlusMixin, CascadeRoIHead):
 
 def _to_stages(state_dict: dict, prefix: str, stages: nn.ModuleList) -> None:
     """Replace the weights of one head by the same for each stage."""
+    owned = [stage.state_dict() for stage in stages]
     parts = [name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]
     for part in parts:
         if part.split(".")[0].isdigit():
             continue
         value = state_dict.pop(prefix + part)
-        for number, stage in enumerate(stages):
-            own = stage.state_dict().get(part)
-            if own is None or own.shape == value.shape:
+        for number, own in enumerate(owned):
+            if part not in own or own[part].shape == value.shape:
                 state_dict[f"{prefix}{number}.{part}"] = value
 
 
