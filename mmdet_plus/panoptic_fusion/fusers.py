@@ -149,7 +149,8 @@ class HeuristicFusion(BasePanopticFusionHead):
             See :meth:`predict`.
         """
         if self.unknown_erasing is None:
-            channels = seg_logits.argmax(0)
+            # The places that max finds come several times sooner than those of argmax on a CPU.
+            channels = seg_logits.max(0).indices
         else:
             channels = self.unknown_erasing(seg_logits, stuff_channels)
         # 0 for things and for what was erased.
