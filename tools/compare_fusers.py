@@ -27,6 +27,12 @@ def parse_args() -> argparse.Namespace:
         "--show", type=int, metavar="N", default=8, help="of the first N images (default: 8)"
     )
     parser.add_argument(
+        "--true-order",
+        action="store_true",
+        help="also paste in the order of the ground truth, as a network without a fault would "
+        "have it; for models with an OcclusionHead",
+    )
+    parser.add_argument(
         "--cfg-options", nargs="+", action=OptionsAction, metavar="KEY=VALUE", help="as of test.py"
     )
     return parser.parse_args()
@@ -43,6 +49,7 @@ def main() -> int:
             limit=args.limit,
             show_dir=args.show_dir,
             show=args.show,
+            true_order=args.true_order,
             cfg_options=args.cfg_options,
             command=sys.argv,
         )

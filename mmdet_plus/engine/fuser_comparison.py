@@ -57,6 +57,8 @@ from mmseg_plus.common.files import write_file, write_json
 from mmseg_plus.common.progress import ProgressLine
 
 FIGURES = tuple(f"{name}{group}" for group in ("", "_th", "_st") for name in ("PQ", "SQ", "RQ"))
+# The fuser that pastes in the order of the ground truth, by its name in the record.
+TRUE_ORDER = "true order"
 _METRICS = ("PanopticMetric", "CocoPanopticMetric")
 
 
@@ -136,6 +138,7 @@ def compare_fusers(
     limit: int | None = None,
     show_dir: str | None = None,
     show: int = 8,
+    true_order: bool = False,
     cfg_options: dict | None = None,
     command: Sequence[str] = (),
     line: ProgressLine | None = None,
@@ -153,6 +156,9 @@ def compare_fusers(
         limit: Look at the first images only.
         show_dir: Folder for pictures.
         show: Of so many images.
+        true_order: Whether instances are also pasted in the order of the ground truth, where it
+            tells, as a network without a fault would have it. The model must have an
+            ``OcclusionHead``.
         cfg_options: Dotted keys and new values of the config.
         command: How the user started this, for the record.
         line: Shows the progress; on stdout by default.
@@ -167,6 +173,8 @@ def compare_fusers(
     _check_numbers(limit, show)
     line = line or ProgressLine()
     asked = None if fusers is None else read_fusers(fusers)
+    if true_order and TRUE_ORDER in (asked or {}):
+        raise UserError(f"{fusers}: --true-order has the name {TRUE_ORDER!r} for its own fuser")
     with tempfile.TemporaryDirectory() as folder:
         cfg = prepare_test_cfg(config, checkpoint, work_dir=folder, cfg_options=cfg_options)
         use_fuser_metric(cfg)
@@ -181,7 +189,7 @@ def compare_fusers(
             "config": Path(cfg.filename).stem,
             "config_digest": _digest(config, cfg_options),
             "checkpoint": portable(checkpoint),
-            **_run(runner, own, asked, limit, show_dir and Path(show_dir), show, line),
+            **_run(runner, own, asked, limit, show_dir and Path(show_dir), show, true_order, line),
             "versions": versions(),
         }
     path = Path(out) if out.endswith(".json") else Path(out) / "fusers.json"
@@ -206,6 +214,7 @@ def _run(
     limit: int | None,
     show_dir: Path | None,
     show: int,
+    true_order: bool,
     line: ProgressLine,
 ) -> dict[str, Any]:
     """Predict, fuse and count, image by image; returns what the record says of it."""
@@ -214,7 +223,10 @@ def _run(
     wanted = total if limit is None else min(limit, total)
     if not wanted:
         raise UserError("the test set has no image; is its annotation file the right one?")
-    judge = getattr(getattr(runner.model, "occlusion_head", None), "pair_accuracy", None)
+    head = getattr(runner.model, "occlusion_head", None)
+    judge = getattr(head, "pair_accuracy", None)
+    if true_order and not hasattr(head, "true_occlusion"):
+        raise UserError("--true-order orders the pairs of an OcclusionHead; the model has none")
     entries: dict[str, _Entry] = {}
     pairs: Counter[str] = Counter()
     began, done = time.monotonic(), 0
@@ -223,16 +235,24 @@ def _run(
             configs = default_fusers(seen.results)
             fusers = {name: build_fuser(name, part, own) for name, part in configs.items()}
         if not entries:
+            if true_order:
+                hard = dict(type="OcclusionFusion", occlusion_thr=head.overlap_thr)
+                fusers = fusers | {TRUE_ORDER: build_fuser(TRUE_ORDER, hard, own)}
             entries = {name: _Entry(*fuser, metric.another()) for name, fuser in fusers.items()}
             _check_fusers(runner.model, entries)
-        panels = {}
+        panels, truth = {}, None
+        if judge and ("occlusion" in seen.results or "ranking_scores" in seen.results):
+            truth = true_things(metric.true_map(sample), seen.seg_logits.device)
         for name, entry in entries.items():
-            panoptic = fuse(name, entry.fuser, seen)
+            given = seen
+            if name == TRUE_ORDER:
+                occlusion = head.true_occlusion(seen.results, *truth)
+                given = seen._replace(results=_with_occlusion(seen.results, occlusion))
+            panoptic = fuse(name, entry.fuser, given)
             entry.metric.count(sample, panoptic)
             if show_dir and done < show:
                 panels[name] = panel_of(entry.fuser, seen, panoptic)
-        if judge and ("occlusion" in seen.results or "ranking_scores" in seen.results):
-            truth = true_things(metric.true_map(sample), seen.seg_logits.device)
+        if truth:
             fusers_of = [entry.fuser for entry in entries.values()]
             pairs.update(_right_pairs(judge, seen.results, truth, fusers_of))
         if panels:
@@ -267,9 +287,14 @@ def _right_pairs(
     counts = dict(number=number, right_by_network=by_network, right_by_score=by_score)
     for sigma in {f.settings["sigma"] for f in fusers if isinstance(f, SoftOcclusionFusion)}:
         soft = soft_occlusion_score(results.scores, results.occlusion, sigma)
-        weighed = InstanceData(**{**dict(results.items()), "occlusion": soft})
+        weighed = _with_occlusion(results, soft)
         _, counts[f"right_by_soft_{sigma:g}"], _ = judge(weighed, *truth)
     return counts
+
+
+def _with_occlusion(results: InstanceData, occlusion: Tensor) -> InstanceData:
+    """The same instances with another order."""
+    return InstanceData(**{**dict(results.items()), "occlusion": occlusion})
 
 
 def _check_fusers(model: nn.Module, entries: dict[str, _Entry]) -> None:

@@ -178,6 +178,27 @@ class OcclusionHead(BaseModule):
             results[kept], occlusion, segments, segment_labels, self.overlap_thr, self.match_iou
         )
 
+    @torch.no_grad()
+    def true_occlusion(
+        self, results: InstanceData, segments: Tensor, segment_labels: Tensor
+    ) -> Tensor:
+        """What a network without a fault would say of the pairs that :meth:`pair_accuracy` judges.
+
+        Args:
+            results: With ``scores``, ``labels`` and ``masks`` (K, H, W).
+            segments: See there.
+            segment_labels: See there.
+
+        Returns:
+            (K, K) float32: 1 where i lies upon j, 0 where j lies upon i, 0.5 where the ground truth
+            does not tell.
+        """
+        pairs = true_pairs(results, segments, segment_labels, self.overlap_thr, self.match_iou)
+        occlusion = results.scores.new_full((len(results),) * 2, 0.5, dtype=torch.float32)
+        front, back = pairs.unbind(1)
+        occlusion[front, back], occlusion[back, front] = 1, 0
+        return occlusion
+
     def priors(
         self, x: tuple[Tensor, ...], image: int, results: InstanceData, boxes: Tensor
     ) -> Priors:
@@ -228,28 +249,50 @@ def count_right_pairs(
 ) -> PairCounts:
     """Judge an order of one image's instances by its ground truth.
 
-    Only pairs count that overlap, that stand for different things of the ground truth (as
-    :func:`match` finds them), and of which one owns more of the pixels in both masks.
-
     Args:
         results: With ``scores``, ``labels`` and ``masks`` (K, H, W).
         occlusion: (K, K), i lies upon j where it is larger than its transpose.
+        segments: See :func:`true_pairs`, as for the rest.
+        segment_labels: See there.
+        overlap_thr: See there.
+        match_iou: See there.
+
+    Returns:
+        The counts.
+    """
+    pairs = true_pairs(results, segments, segment_labels, overlap_thr, match_iou)
+    front, back = pairs.unbind(1)
+    place = results.scores.argsort(descending=True, stable=True).argsort()
+    right = occlusion[front, back] > occlusion[back, front]
+    return PairCounts(len(front), int(right.sum()), int((place[front] < place[back]).sum()))
+
+
+def true_pairs(
+    results: InstanceData,
+    segments: Tensor,
+    segment_labels: Tensor,
+    overlap_thr: float,
+    match_iou: float,
+) -> Tensor:
+    """Order the pairs of one image's instances as its ground truth does.
+
+    Only those that overlap, that stand for different things of the ground truth (as :func:`match`
+    finds them), and of which one owns more of the pixels in both masks.
+
+    Args:
+        results: With ``labels`` and ``masks`` (K, H, W).
         segments: (G, H, W) bool, the things that the ground truth shows, without overlap.
         segment_labels: (G,).
         overlap_thr: Of :func:`overlapping_pairs`.
         match_iou: Of :func:`match`.
 
     Returns:
-        The counts.
+        (P, 2) places, that on top first; each pair once.
     """
     masks = results.masks.bool()
     owners = match(masks, results.labels, segments, segment_labels, match_iou)
     pairs, targets = labelled_pairs(masks, owners, ownership(segments), overlap_thr)
-    # Of both orders of a pair, the right one alone is looked at.
-    front, back = pairs[targets == 1].unbind(1)
-    place = results.scores.argsort(descending=True, stable=True).argsort()
-    right = occlusion[front, back] > occlusion[back, front]
-    return PairCounts(len(front), int(right.sum()), int((place[front] < place[back]).sum()))
+    return pairs[targets == 1]
 
 
 def found_and_true_masks(results: InstanceData, sample: DetDataSample) -> tuple[Tensor, Tensor]:

@@ -95,7 +95,8 @@ class Oracle(BaseDetector):
     """Finds both things whole, the square always with the higher score.
 
     Args:
-        fields: What the instances have besides; ``occlusion`` is the truth.
+        fields: What the instances have besides; ``occlusion`` is the truth,
+            with ``no order`` it tells nothing.
         occlusion_head: For its ``pair_accuracy``.
         fused: Whether to call the fuser image by image, as BlendMask does.
     """
@@ -136,6 +137,8 @@ class Oracle(BaseDetector):
         if "occlusion" in self.fields:
             found.occlusion = torch.zeros(2, 2)
             found.occlusion[front, 1 - front], found.occlusion[1 - front, front] = 0.9, 0.1
+        if "no order" in self.fields:
+            found.occlusion = torch.zeros(2, 2)
         if "ranking_scores" in self.fields:
             found.ranking_scores = torch.tensor([0.1, 0.9])
         logits = torch.zeros(STUFF + 1, SIDE, SIDE)
@@ -291,6 +294,22 @@ def test_each_fuser_pastes_in_its_own_order(all_knowing, tmp_path):
         "right_by_score": 3,
         "right_by_soft_2.5": IMAGES,
     }
+
+
+def test_the_true_order_needs_no_network(prepare, tmp_path):
+    # A network that knows nothing, and one that there is not.
+    ignorant = prepare(oracle(fields=["no order"], occlusion_head=HEAD))
+    fusers = write_fusers(tmp_path, "fusers = dict(a=dict(type='HeuristicFusion'))")
+    record = compare(ignorant, tmp_path, fusers=fusers, true_order=True)
+    found = {name: entry["metrics"]["PQ_th"] for name, entry in record["fusers"].items()}
+    assert list(found) == ["a", "true order"]
+    assert found["a"] == pytest.approx(90) and found["true order"] == 100
+    none = prepare(oracle())
+    with pytest.raises(UserError, match="OcclusionHead; the model has none"):
+        compare(none, tmp_path, true_order=True)
+    fusers = write_fusers(tmp_path, "fusers = {'true order': dict(type='HeuristicFusion')}")
+    with pytest.raises(UserError, match="the name 'true order'"):
+        compare(ignorant, tmp_path, fusers=fusers, true_order=True)
 
 
 def test_the_record(all_knowing, tmp_path, monkeypatch):

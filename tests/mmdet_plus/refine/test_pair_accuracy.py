@@ -53,6 +53,20 @@ def test_pairs_are_counted_once_and_judged_by_who_owns_more(head):
     assert head.pair_accuracy(results(), *truth) == (2, 0, 1)
 
 
+def test_the_true_order_is_always_right(head):
+    truth = true_segments([1, 2]), LABELS
+    found = results(on_top=[(0, 1), (3, 2)])
+    occlusion = head.true_occlusion(found, *truth)
+    expected = torch.full((5, 5), 0.5)
+    expected[1, 0] = expected[2, 3] = 1
+    expected[0, 1] = expected[3, 2] = 0
+    assert occlusion.equal(expected)
+    found.occlusion = occlusion
+    assert head.pair_accuracy(found, *truth) == (2, 2, 1)
+    nothing = InstanceData(**dict(results()[:0].items()))
+    assert head.true_occlusion(nothing, *truth).shape == (0, 0)
+
+
 def test_scores_alone(head):
     truth = true_segments([1, 2]), LABELS
     right = [(1, 0), (2, 3)]
