@@ -22,10 +22,10 @@ def fuse_heuristic(
 ) -> tuple[Array, list[dict[str, Any]]]:
     """Combine instances and a semantic map (Kirillov et al., *Panoptic Segmentation*, section 7).
 
-    Instances are pasted in the order of their scores, equal ones in the order given. One of which
-    more than ``overlap_thr`` is covered already is left out, any other gets its uncovered pixels.
-    Then each stuff class gets the pixels that no instance took, if they are enough. The
-    conventions are detectron2's.
+    Instances are pasted in the order of their scores; of equal ones the smallest comes first, so
+    that the order of the input does not matter. One of which more than ``overlap_thr`` is covered
+    already is left out, any other gets its uncovered pixels. Then each stuff class gets the pixels
+    that no instance took, if they are enough. The conventions are detectron2's.
 
     Args:
         masks: (K, H, W), non-zero where the instance is.
@@ -45,12 +45,12 @@ def fuse_heuristic(
 
     Raises:
         TypeError: ``sem`` or ``labels`` are not whole numbers.
-        ValueError: Shapes do not fit together.
+        ValueError: Shapes do not fit together, or ``scores`` holds NaN.
     """
     return fuse_in_order(
-        masks, scores, labels, sem, _by_score, overlap_thr, stuff_area_limit, score_thr
+        masks, scores, labels, sem, _as_ranked, overlap_thr, stuff_area_limit, score_thr
     )
 
 
-def _by_score(masks: Tensor, scores: Tensor, kept: Tensor) -> Tensor:
-    return kept[scores[kept].argsort(descending=True, stable=True)]
+def _as_ranked(masks: Tensor, scores: Tensor, kept: Tensor) -> Tensor:
+    return kept

@@ -111,9 +111,11 @@ def fuse_soft_occlusion(
 def _in_front(
     masks: Tensor, scores: Tensor, kept: Tensor, soft: Tensor, occlusion_thr: float
 ) -> Tensor:
-    # Masks are large: no copy where all take part.
-    masks = masks if len(kept) == len(masks) else masks[kept]
-    return kept[pasting_order(scores[kept], soft, overlapping(masks, occlusion_thr))]
+    # Masks are large: no copy where all take part, in whatever order.
+    places, turn = kept.sort()
+    overlap = overlapping(masks if len(kept) == len(masks) else masks[places], occlusion_thr)
+    turn = turn.argsort()
+    return kept[pasting_order(scores[kept], soft, overlap[turn][:, turn])]
 
 
 def _checked(occlusion: Array, number: int) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .arrays import Array, to_tensors
 
-#: Masks (K, H, W), scores (K,), the places of those who take part -> these in order, top first.
+#: Masks (K, H, W), scores (K,), the places of those who take part as :func:`ranked` gives them ->
+#: these in order, top first.
 Order = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # Labels within so small a range are counted, others sorted.
@@ -36,7 +37,8 @@ def fuse_in_order(
         scores: See there.
         labels: See there.
         sem: See there.
-        order: Tells the order of the instances of sufficient score.
+        order: Tells the order of the instances of sufficient score. Those that it does not tell
+            apart must stay as they are, so that no order of the input matters.
         overlap_thr: See there.
         stuff_area_limit: See there.
         score_thr: See there.
@@ -51,7 +53,8 @@ def fuse_in_order(
     (masks, scores, labels, sem), arrays = to_tensors(masks, scores, labels, sem)
     _check(masks, scores, labels, sem)
     sem = sem.long()
-    instances = order(masks, scores, (scores >= score_thr).nonzero()[:, 0])
+    kept = ranked(masks, scores, labels, (scores >= score_thr).nonzero()[:, 0])
+    instances = order(masks, scores, kept)
     panoptic, free, pasted = paste(masks, instances.tolist(), overlap_thr)
     classes, values = labels.tolist(), scores.tolist()
     things = [
@@ -66,6 +69,36 @@ def fuse_in_order(
     ]
     stuff = fill_in_stuff(panoptic, free, sem, len(things) + 1, stuff_area_limit)
     return (panoptic.numpy() if arrays else panoptic), things + stuff
+
+
+def ranked(masks: Tensor, scores: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
+    """Sort instances by score, and equal ones by what does not depend on their order.
+
+    Args:
+        masks: (K, H, W), non-zero where the instance is.
+        scores: (K,).
+        labels: (K,).
+        kept: Places of those who take part.
+
+    Returns:
+        The places, highest score first. Of equal scores the smallest mask comes first, which would
+        hide least; of equal areas that with the first pixel that the other has not, row by row; of
+        equal masks that of the lower label.
+    """
+    kept = kept[scores[kept].argsort(descending=True, stable=True)]
+    values = scores[kept].tolist()
+    if len(set(values)) == len(values):
+        return kept
+
+    def key(place: tuple[int, float]) -> tuple[Any, ...]:
+        instance, score = place
+        if values.count(score) == 1:
+            return (-score,)
+        pixels = masks[instance].flatten().nonzero().cpu().numpy().astype(">i8")
+        return -score, len(pixels), pixels.tobytes(), int(labels[instance])
+
+    in_order = sorted(zip(kept.tolist(), values, strict=True), key=key)
+    return kept.new_tensor([instance for instance, _ in in_order])
 
 
 def paste(masks: Tensor, order: list[int], overlap_thr: float) -> tuple[Tensor, Tensor, list[int]]:
@@ -154,3 +187,5 @@ def _check(masks: Tensor, scores: Tensor, labels: Tensor, sem: Tensor) -> None:
             raise ValueError(
                 f"{name} must be ({len(masks)},), one for each mask, got shape {tuple(value.shape)}"
             )
+    if scores.isnan().any():
+        raise ValueError("scores holds NaN")

@@ -48,8 +48,8 @@ def pasting_order(scores: Array, soft: Array, overlap: Array) -> Array:
     highest-scoring instance is taken that none of the remaining ones occludes; where there is no
     such one, a cycle, the highest-scoring. (The paper tells the pairwise relation alone.)
 
-    Among equal scores the one given first is taken. Where no scores are equal, the order of the
-    arguments does not matter.
+    Among equal scores the one given first is taken; the fusers sort them by their masks before,
+    so that the order of their arguments does not matter.
 
     Args:
         scores: (N,).

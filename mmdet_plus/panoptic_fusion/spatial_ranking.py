@@ -22,7 +22,7 @@ def fuse_spatial_ranking(
     """Combine instances and a semantic map by ranking scores (OANet, Liu et al., CVPR 2019).
 
     As :func:`fuse_heuristic` but for the order: the highest ranking score comes on top, equal ones
-    in the order given. ``score_thr`` is still a matter of ``scores``.
+    by ``scores``. ``score_thr`` is still a matter of ``scores``.
 
     Args:
         masks: (K, H, W), non-zero where the instance is.

@@ -106,16 +106,24 @@ def test_equal_to_the_plain_reference(fuser, kind):
     assert dropped > 20 and unlike_heuristic > 5
 
 
-@pytest.mark.parametrize("fuser", [fuse_spatial_ranking, fuse_occlusion, fuse_soft_occlusion])
-def test_the_order_of_the_input_does_not_matter(fuser):
-    for seed in range(20):
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(
+    "fuser", [fuse_heuristic, fuse_spatial_ranking, fuse_occlusion, fuse_soft_occlusion]
+)
+def test_the_order_of_the_input_does_not_matter(fuser, ties):
+    for seed in range(40):
         masks, scores, labels, sem, ranking, occlusion = random_case(seed)
+        if ties:
+            scores = np.maximum(scores, 0.3).round(0) * 0.5 + 0.3
+            ranking, occlusion = ranking // 3, (occlusion * 2).round() / 2
         turn = np.random.default_rng(seed).permutation(len(masks))
-        turned = occlusion[turn][:, turn]
+        more, turned = [occlusion], [occlusion[turn][:, turn]]
         if fuser is fuse_spatial_ranking:
-            occlusion, turned = ranking, ranking[turn]
-        panoptic, segments = fuser(masks, scores, labels, sem, occlusion, **SETTINGS)
-        again, same = fuser(masks[turn], scores[turn], labels[turn], sem, turned, **SETTINGS)
+            more, turned = [ranking], [ranking[turn]]
+        elif fuser is fuse_heuristic:
+            more = turned = []
+        panoptic, segments = fuser(masks, scores, labels, sem, *more, **SETTINGS)
+        again, same = fuser(masks[turn], scores[turn], labels[turn], sem, *turned, **SETTINGS)
         assert np.array_equal(panoptic, again)
         for segment in same:
             if segment["isthing"]:

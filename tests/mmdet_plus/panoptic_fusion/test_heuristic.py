@@ -60,9 +60,15 @@ def test_the_higher_score_lies_on_top():
     assert panoptic.dtype is torch.int32 and int((panoptic > 0).sum()) == 24
 
 
-def test_equal_scores_keep_their_order():
-    _, segments = fuse([(0, 0, 1, 1), (1, 0, 2, 1), (2, 0, 3, 1)], [0.7, 0.8, 0.7])
-    assert [s["instance_id"] for s in segments] == [1, 0, 2]
+def test_of_equal_scores_the_smaller_comes_first_then_the_upper_then_the_lower_label():
+    boxes = [(0, 0, 3, 1), (4, 0, 6, 1), (0, 2, 2, 3), (0, 2, 2, 3), (7, 0, 8, 2)]
+    _, segments = fuse(boxes, [0.7, 0.7, 0.7, 0.7, 0.8], labels=[1, 5, 4, 3, 2], overlap_thr=1.0)
+    assert [s["instance_id"] for s in segments] == [4, 1, 3, 2, 0]
+
+
+def test_a_score_that_is_no_number():
+    with pytest.raises(ValueError, match="scores holds NaN"):
+        fuse([(0, 0, 1, 1)], [float("nan")])
 
 
 @pytest.mark.parametrize(("overlap_thr", "kept"), [(0.49, 1), (0.5, 2), (1.0, 2)])
