@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from terminaltables import AsciiTable
 
-from mmseg_plus.common.coco_checks import raise_faults
+from mmseg_plus.common.coco_checks import CROWD_FLAGS, raise_faults
 
 VOID = 0
 
@@ -98,12 +98,21 @@ def pq_statistics(
         Counts of the categories that have any, by category id.
 
     Raises:
-        ValueError: The maps differ in shape, or predicted map and records contradict each other.
+        ValueError: The maps differ in shape, predicted map and records contradict each other, or a
+            true record has an ``iscrowd`` that is neither 0 nor 1.
     """
     overlaps = overlap_areas(gt, pred)
+    raise_faults("ground truth", _crowd_faults(gt_segments))
     found = segments_of(pred_segments)
     raise_faults("predictions", contradictions(overlaps.pred_ids, overlaps.areas, found))
     return count_segments(overlaps, segments_of(gt_segments), found)
+
+
+def _crowd_faults(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for record in records:
+        crowd = record.get("iscrowd", 0)
+        if crowd not in CROWD_FLAGS:
+            yield f"segment {record['id']}: iscrowd {crowd!r} must be the number 0 or 1 (a crowd)"
 
 
 def segments_of(records: Sequence[Mapping[str, Any]]) -> Segments:

@@ -19,6 +19,10 @@ from mmseg_plus.common.errors import UserError
 
 from .rle import pixel_counts
 
+#: What ``iscrowd`` may be; JSON's false and true equal them. Texts such as "0" must not pass: what
+#: asks for 1 takes them for no crowd, and what asks for truth, as mmdet does, for one.
+CROWD_FLAGS = (0, 1)
+
 _SHOWN = 5
 
 
@@ -199,6 +203,8 @@ def _instance_faults(ann: dict, images: dict, categories: Collection) -> list[st
         faults.append(f"bbox {ann.get('bbox')!r} is not 4 finite numbers [x, y, width, height]")
     if not _is_finite_number(ann.get("area")):
         faults.append(f"area {ann.get('area')!r} is not a number; write the mask area in pixels")
+    if ann.get("iscrowd", 0) not in CROWD_FLAGS:
+        faults.append(_wrong_crowd(ann))
     masks = ann.get("segmentation")
     if masks:
         fault = mask_fault(masks, image)
@@ -292,6 +298,8 @@ def check_segments(content: dict) -> Iterator[str]:
                 yield f"{which}: bbox {segment.get('bbox')!r} is not 4 finite numbers"
             if not _is_finite_number(segment.get("area")):
                 yield f"{which}: area {segment.get('area')!r} is not a number"
+            if segment.get("iscrowd", 0) not in CROWD_FLAGS:
+                yield f"{which}: {_wrong_crowd(segment)}"
 
 
 def check_classes(configured: Sequence[str], categories: Sequence[dict]) -> Iterator[str]:
@@ -409,6 +417,13 @@ def _known(ident: object, idents: Collection) -> bool:
 
 def _unknown_category(ident: object) -> str:
     return f"unknown category_id {ident!r}; add it to `categories` or correct the annotation"
+
+
+def _wrong_crowd(record: dict) -> str:
+    return (
+        f"iscrowd {record['iscrowd']!r} must be the number 0 or 1 (a crowd); write it so, or leave "
+        "`iscrowd` out where nothing is a crowd"
+    )
 
 
 def _is_count(value: object) -> bool:

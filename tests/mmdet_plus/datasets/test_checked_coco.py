@@ -175,6 +175,10 @@ COMPRESSED = mask_utils.encode(np.ones((20, 30), np.uint8, order="F"))["counts"]
         ("annotations", 0, "bbox", [1, 2, 3, NAN], f"{A}: bbox .* is not 4 finite"),
         ("annotations", 0, "bbox", None, f"{A}: bbox None"),
         ("annotations", 0, "area", None, f"{A}: area None"),
+        ("annotations", 0, "iscrowd", "0", f"{A}: iscrowd '0' must be the number 0 or 1"),
+        ("annotations", 1, "iscrowd", "1", f"{B}: iscrowd '1' must be the number 0 or 1"),
+        ("annotations", 1, "iscrowd", 2, f"{B}: iscrowd 2 must be"),
+        ("annotations", 1, "iscrowd", [0], rf"{B}: iscrowd \[0\] must be .* leave `iscrowd` out"),
         ("annotations", 1, "image_id", 9, "annotation 80 of image 9 .*unknown image_id 9; add"),
         ("annotations", 1, "category_id", 3, f"{B}: unknown category_id 3; add"),
         ("annotations", 1, "id", 70, "annotation 70 of image 8 .*`id` occurs twice"),
@@ -194,6 +198,14 @@ COMPRESSED = mask_utils.encode(np.ones((20, 30), np.uint8, order="F"))["counts"]
 def test_bad_record(root, place, index, key, value, words):
     with pytest.raises(AnnotationError, match=rf"(?s)ann\.json: .*{words}"):
         build(root, change(place, index, key, value))
+
+
+@pytest.mark.parametrize("crowd", [0, 1, False, True, 1.0])
+def test_flags_of_crowds_pass(root, crowd):
+    instances = build(root, change("annotations", 0, "iscrowd", crowd)).get_data_info(0)[
+        "instances"
+    ]
+    assert [instance["ignore_flag"] for instance in instances] == [int(crowd)]
 
 
 def test_compressed_masks_pass(root):

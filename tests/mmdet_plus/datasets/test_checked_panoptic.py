@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import cv2
 import numpy as np
@@ -223,6 +224,15 @@ def test_a_file_of_instances(root):
         ]
 
     expect(r"it is a file of instances .*give the panoptic file", root, edit)
+
+
+@pytest.mark.parametrize("crowd", ["0", "1", None, 2, [1]])
+def test_crowds_that_are_no_flag(root, crowd):
+    def edit(data):
+        data["annotations"][0]["segments_info"][2]["iscrowd"] = crowd
+
+    words = rf"a_pan\.png', record 0 .*, segment 9: iscrowd {re.escape(repr(crowd))} must be the"
+    expect(words, root, edit)
 
 
 def test_records_that_occur_twice(root):

@@ -530,6 +530,7 @@ def test_files_that_cannot_be_used(own, tmp_path):
         ]
 
     expect_file("image 2 .*segment 5: unknown category_id 11", segment(category_id=11))
+    expect_file("image 2 .*segment 5: iscrowd '1' must be the number 0 or 1", segment(iscrowd="1"))
     expect_file("it is a file of instances .*panoptic", instances)
     expect_file("no category is called 'dog'", lambda c: c["categories"][3].update(name="wolf"))
     with pytest.raises(FileNotFoundError, match=r"none\.json: there is no such"):

@@ -222,6 +222,18 @@ def test_predictions_that_contradict_themselves():
         pq_statistics(gt, pred, segments, [dict(id=6, category_id=1)])
 
 
+@pytest.mark.parametrize("crowd", ["0", "1", None, 2])
+def test_crowds_that_are_no_flag(crowd):
+    ids = np.ones((2, 3), int)
+    gt, pred = [dict(id=1, category_id=1, iscrowd=crowd)], [dict(id=1, category_id=1)]
+    with pytest.raises(AnnotationError, match=f"truth: segment 1: iscrowd {crowd!r} must be"):
+        pq_statistics(ids, ids, gt, pred)
+    # What a prediction calls a crowd is never asked.
+    assert pq_statistics(ids, ids, pred, gt) == {1: Counts(1, 0, 0, 1.0)}
+    gt[0]["iscrowd"] = np.True_
+    assert pq_statistics(ids, ids, gt, pred) == {}
+
+
 def test_figures_are_panopticapis():
     rng = np.random.default_rng(2)
     stat, counts = PQStat(), {}
