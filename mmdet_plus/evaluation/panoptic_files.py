@@ -58,9 +58,9 @@ def pq_from_files(
         pred_folder: Folder of their PNGs.
         thing_classes: Names of the things, for a ground truth whose categories lack ``isthing``.
         strict: Whether to refuse ground truth whose JSON and PNGs contradict each other: a segment
-            in one of them alone, or another area. False counts as panopticapi does, which looks at
-            predictions only: areas are the JSON's, what has no pixels is missed, and an id that is
-            not listed belongs to no segment.
+            in one of them alone, or another area. False counts what is there: areas are those of
+            the PNG, what has no pixels is missed, and an id that is not listed belongs to no
+            segment. So does panopticapi, but for the areas, which it takes from the JSON.
         classwise: Whether to add the categories' own figures ``{name}_PQ``, ``{name}_SQ`` and
             ``{name}_RQ``, of categories that occur.
 
@@ -217,7 +217,7 @@ def check_truth(overlaps: Overlaps, listed: Segments, who: str) -> None:
     """
     faults = list(contradictions(overlaps.gt_ids, overlaps.areas, listed))
     if faults:
-        faults[-1] += " (`strict=False` counts what is there, as panopticapi does)"
+        faults[-1] += " (`strict=False` counts what is in the PNG)"
         raise_faults(who, faults)
 
 

@@ -69,7 +69,7 @@ class PanopticMetric(CocoPanopticMetric):
             ``{prefix}.panoptic``. Nothing is written by default.
         nproc: Taken and not used; counting takes one process.
         strict: Whether to refuse ground truth whose JSON and PNGs contradict each other. False
-            counts what is there, as panopticapi does.
+            counts what is there, see :func:`mmdet_plus.evaluation.pq_from_files`.
         kwargs: As of ``CocoPanopticMetric``: ``backend_args``, ``collect_device``, ``prefix``.
 
     Raises:

@@ -5,7 +5,9 @@ what its code adds for void and crowds):
 
 1. The IoU of a predicted and a true segment is intersection / (predicted area + true area -
    intersection - predicted pixels on void). Void are the pixels of ground truth with id 0. Pixels
-   with an id that the ground truth does not list are no void; they belong to no segment.
+   with an id that the ground truth does not list are no void; they belong to no segment. Areas
+   are counted in the maps. (panopticapi takes true areas from the JSON, unseen: where they are
+   wrong its IoU is, and may be above 1.)
 2. The two match if their category is the same, the true one is no crowd and the IoU is above 0.5.
    So each has at most one match: a true positive.
 3. A true segment without a match is a false negative, unless it is a crowd.
@@ -40,7 +42,8 @@ class Segments(NamedTuple):
         ids: (N,) int64 above 0, all different.
         categories: (N,) int64.
         crowd: (N,) bool, or None where there are no crowds.
-        areas: (N,) int64 pixels as the record says, or None where the map's pixels are to count.
+        areas: (N,) pixels as the records say, or None. Only :func:`contradictions` looks at them;
+            what counts are the map's pixels.
     """
 
     ids: np.ndarray
@@ -90,8 +93,8 @@ def pq_statistics(
     Args:
         gt: (H, W) whole numbers, the ids of the ground truth; 0 = void.
         pred: (H, W) whole numbers, the predicted ids; 0 = no segment.
-        gt_segments: COCO's records: ``id``, ``category_id`` and, if there are such, ``iscrowd`` and
-            ``area`` (pixels; where any record lacks it, all are counted in the map).
+        gt_segments: COCO's records: ``id``, ``category_id`` and, if there are such, ``iscrowd``.
+            An ``area`` is not read: pixels are counted in the map.
         pred_segments: ``id`` and ``category_id``.
 
     Returns:
@@ -215,9 +218,8 @@ def count_segments(overlaps: Overlaps, truth: Segments, found: Segments) -> dict
     found_areas = found_pixels(hit)
     on_void = found_pixels(hit & (overlaps.gt_ids == VOID))
     known = of_truth >= 0
-    true_areas = truth.areas
-    if true_areas is None:
-        true_areas = _sums(of_truth[known], overlaps.areas[known], len(truth.ids))
+    # Not the records' areas, which panopticapi takes: one too small makes an IoU above 1.
+    true_areas = _sums(of_truth[known], overlaps.areas[known], len(truth.ids))
     crowd = np.zeros(len(truth.ids), bool) if truth.crowd is None else truth.crowd
 
     pairs = np.flatnonzero(hit & known)

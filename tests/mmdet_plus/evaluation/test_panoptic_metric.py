@@ -506,6 +506,8 @@ def test_ground_truth_that_contradicts_itself(own):
     expect(f"{who}segment 8 is in `segments_info` but has no pixel in the PNG", ghost, sample)
     resized = metric(lambda content: segments(content)[2].update(area=9))
     expect(f"{who}segment 300 has the area 9 .*but 36 pixels", resized, sample)
+    wrong = metric(lambda content: segments(content)[0].update(area=1), strict=False)
+    assert run(wrong, own.samples()) == pytest.approx(own.figures(), rel=1e-12)
     # As panopticapi counts it: one more cat that was not found.
     lenient = metric(lambda content: segments(content).append(more), strict=False)
     before = metric(None)

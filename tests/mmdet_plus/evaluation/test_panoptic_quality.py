@@ -113,17 +113,23 @@ def test_random_maps_are_counted_as_by_panopticapi(tmp_path):
     assert len(crowds) > 50
 
 
-def test_areas_of_the_records_count(tmp_path):
-    """panopticapi believes the JSON; so does what is counted without checks."""
+@pytest.mark.parametrize("area", [-5, 0, 1, 60, None])
+def test_areas_of_the_records_do_not_count(tmp_path, area):
     gt = np.zeros((8, 8), np.int64)
     gt[:, :4] = 5
     pred = np.zeros_like(gt)
-    pred[:, :6] = 9
-    segments = [dict(id=5, category_id=1, iscrowd=0, area=60)], [dict(id=9, category_id=1)]
-    assert_same(pq_statistics(gt, pred, *segments), theirs(tmp_path, [(gt, pred, *segments)]))
-    assert pq_statistics(gt, pred, *segments)[1].iou == pytest.approx(32 / (48 + 60 - 32 - 16))
-    del segments[0][0]["area"]
-    assert pq_statistics(gt, pred, *segments)[1].iou == 1
+    pred[:, 1:6] = 9
+    segments = [dict(id=5, category_id=1, iscrowd=0, area=32)], [dict(id=9, category_id=1)]
+    right = {1: Counts(1, 0, 0, 24 / 32)}
+    assert pq_statistics(gt, pred, *segments) == right
+    assert_same(right, theirs(tmp_path, [(gt, pred, *segments)]))
+    segments[0][0]["area"] = area
+    if area is None:
+        del segments[0][0]["area"]
+    assert pq_statistics(gt, pred, *segments) == right
+    if area == 1:
+        # panopticapi believes the JSON: why this differs from it.
+        assert theirs(tmp_path, [(gt, pred, *segments)])[1].iou > 2
 
 
 def one_row(*runs):
