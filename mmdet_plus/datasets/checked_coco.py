@@ -100,6 +100,12 @@ class CheckedCOCOPanoptic(_CheckedIndex, COCOPanoptic):
         return [by_name[name] for name in cat_names]
 
 
+class PanopticTruth(CheckedCOCOPanoptic):
+    """The index of ground truth to evaluate with, whose segments need no ``bbox``."""
+
+    _check_annotations = staticmethod(partial(check_panoptic, boxes=False))
+
+
 class _Checks:
     """The checks, at the hooks that both of mmdet's COCO data sets offer.
 

@@ -17,8 +17,13 @@ from mmseg_plus.common.coco_checks import AnnotationError, check_segments
 _SHOWN = 200
 
 
-def check_panoptic(content: dict) -> Iterator[str]:
-    """Faults of a panoptic file's categories and annotations, a missing ``isthing`` apart."""
+def check_panoptic(content: dict, boxes: bool = True) -> Iterator[str]:
+    """Faults of a panoptic file's categories and annotations, a missing ``isthing`` apart.
+
+    Args:
+        content: The file's.
+        boxes: Whether segments need a ``bbox``.
+    """
     annotations = content.get("annotations", [])
     kinds = [ann.keys() & {"bbox", "segmentation"} for ann in annotations]
     if any(kinds) and not any("segments_info" in ann for ann in annotations):
@@ -33,7 +38,7 @@ def check_panoptic(content: dict) -> Iterator[str]:
             yield f"{_name(category)}: isthing {kind!r} must be 1 (thing) or 0 (stuff)"
     # Whether `isthing` is there, `tell_things` looks when it is known what the config says.
     categories = [{"isthing": 0, **category} for category in content["categories"]]
-    yield from check_segments({**content, "categories": categories})
+    yield from check_segments({**content, "categories": categories}, boxes)
     images = set()
     for position, ann in enumerate(annotations):
         who = f"the panoptic annotation of image {ann.get('image_id')!r} (record {position})"

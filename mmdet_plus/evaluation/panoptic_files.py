@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from mmengine.fileio import get
 
-from mmdet_plus.datasets.checked_coco import CheckedCOCOPanoptic
+from mmdet_plus.datasets.checked_coco import CheckedCOCOPanoptic, PanopticTruth
 from mmdet_plus.datasets.panoptic_checks import tell_things
 from mmseg_plus.common.coco_checks import (
     AnnotationError,
@@ -70,7 +70,7 @@ def pq_from_files(
     Raises:
         UserError: A file or record cannot be used; the message names it and the mend.
     """
-    truth = CheckedCOCOPanoptic(str(gt_json), str(gt_json), _REQUIRED)
+    truth = PanopticTruth(str(gt_json), str(gt_json), _REQUIRED)
     categories = truth.dataset["categories"]
     names = {category["name"]: category["id"] for category in categories}
     unknown = [name for name in thing_classes or () if name not in names]

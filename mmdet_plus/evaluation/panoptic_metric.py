@@ -12,7 +12,7 @@ from mmdet.registry import METRICS
 from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger, print_log
 
-from mmdet_plus.datasets.checked_coco import CheckedCOCOPanoptic
+from mmdet_plus.datasets.checked_coco import PanopticTruth
 from mmdet_plus.datasets.panoptic_checks import tell_things, things_told
 from mmseg_plus.common.coco_checks import raise_faults
 from mmseg_plus.common.errors import UserError
@@ -108,7 +108,7 @@ class PanopticMetric(CocoPanopticMetric):
         if ann_file:
             required = ("images", "categories") + (() if format_only else ("annotations",))
             with get_local_path(ann_file, backend_args=self.backend_args) as path:
-                self._coco_api = CheckedCOCOPanoptic(path, str(ann_file), required)
+                self._coco_api = PanopticTruth(path, str(ann_file), required)
 
     @property
     def dataset_meta(self) -> dict | None:

@@ -266,8 +266,13 @@ def wrong_counts(size: object) -> str:
     return f"the counts of its RLE do not add up to its size {size!r}; encode it again"
 
 
-def check_segments(content: dict) -> Iterator[str]:
-    """Faults of the ``annotations`` of a COCO panoptic file."""
+def check_segments(content: dict, boxes: bool = True) -> Iterator[str]:
+    """Faults of the ``annotations`` of a COCO panoptic file.
+
+    Args:
+        content: The file's.
+        boxes: Whether segments need a ``bbox``; evaluation does not read it.
+    """
     images = {image.get("id"): image for image in content["images"]}
     categories = {category.get("id") for category in content["categories"]}
     for category in content["categories"]:
@@ -294,7 +299,7 @@ def check_segments(content: dict) -> Iterator[str]:
                 yield f"{which}: its `id` must be a whole number > 0, the colour in the PNG"
             if not _known(segment.get("category_id"), categories):
                 yield f"{which}: {_unknown_category(segment.get('category_id'))}"
-            if not _is_box(segment.get("bbox")):
+            if boxes and not _is_box(segment.get("bbox")):
                 yield f"{which}: bbox {segment.get('bbox')!r} is not 4 finite numbers"
             if not _is_finite_number(segment.get("area")):
                 yield f"{which}: area {segment.get('area')!r} is not a number"

@@ -168,6 +168,15 @@ def test_crowds_need_not_be_told_where_there_are_none(files):
     assert figures == pq_from_files(*files.arguments())
 
 
+def test_boxes_need_not_be_told(files):
+    def edit(content):
+        for ann in content["annotations"]:
+            for segment in ann["segments_info"]:
+                segment.pop("bbox")
+
+    assert pq_from_files(*files.arguments(edit)) == pq_from_files(*files.arguments())
+
+
 def test_predictions_on_other_images_are_left_out(files):
     figures = pq_from_files(*files.arguments())
     files.pred["annotations"].insert(0, dict(image_id=99, file_name="../x.png"))

@@ -366,6 +366,23 @@ def test_with_the_data_set_of_its_own(own):
     assert run(build(dataset.metainfo), samples) == pytest.approx(own.figures())
 
 
+def no_boxes(content):
+    for ann in content["annotations"]:
+        for segment in ann["segments_info"]:
+            del segment["bbox"]
+
+
+def test_boxes_are_what_training_needs(own):
+    files = own.files(no_boxes)
+    assert run(build(dict(classes=CLASSES), **files), own.samples()) == pytest.approx(own.figures())
+    with pytest.raises(UserError, match="segment 5: bbox None is not 4 finite numbers"):
+        CheckedCocoPanopticDataset(
+            ann_file=files["ann_file"],
+            data_prefix=dict(img=str(own.root), seg=str(own.root / "pan")),
+            metainfo=dict(classes=CLASSES),
+        )
+
+
 def test_things_that_nobody_tells(own):
     files = own.files(no_kinds)
     for meta in (dict(classes=CLASSES), dict(classes=CLASSES, thing_classes=("person",))):
