@@ -2,6 +2,7 @@
 
 from mmdet_plus.engine.amp import CPUAmpOptimWrapper
 from mmdet_plus.engine.checkpoint_match import CheckpointMatchHook
+from mmdet_plus.engine.class_match import ClassMatchHook
 from mmdet_plus.engine.distributed import SyncStatisticsHook
 from mmdet_plus.engine.errors import UserError, run_command
 from mmdet_plus.engine.resumable import (
@@ -21,6 +22,7 @@ use_safe_checkpoint_loading()
 __all__ = [
     "CPUAmpOptimWrapper",
     "CheckpointMatchHook",
+    "ClassMatchHook",
     "ResumableEpochBasedTrainLoop",
     "ResumableIterBasedTrainLoop",
     "SeededBatchSampler",

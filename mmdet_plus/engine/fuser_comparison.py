@@ -28,6 +28,7 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from mmdet_plus.engine.class_match import check_model_classes
 from mmdet_plus.engine.compared_fusers import (
     RecordingFusionHead,
     Seen,
@@ -182,6 +183,8 @@ def compare_fusers(
         cfg.log_level = "WARNING"
         runner = build_runner(cfg)
         own = own_fuser(runner.model, str(cfg.filename))
+        source = f"test_dataloader of {cfg.filename}"
+        check_model_classes(runner.model, runner.test_dataloader.dataset, source)
         if asked is not None:
             asked = {name: build_fuser(name, part, own) for name, part in asked.items()}
         record = {

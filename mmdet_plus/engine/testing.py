@@ -9,6 +9,7 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 
+from mmdet_plus.engine.class_match import add_class_match
 from mmdet_plus.engine.config import add_hook, add_import, load_config, scope_of, set_work_dir
 from mmdet_plus.engine.data_check import check_data
 from mmdet_plus.engine.distributed import prepare_distributed
@@ -93,6 +94,7 @@ def prepare_test_cfg(
     if tta:
         use_tta(cfg)
     add_hook(cfg, dict(type="mmengine.CheckpointMatchHook", allow_mismatch=allow_mismatch))
+    add_class_match(cfg)
     add_import(cfg, "mmdet_plus.engine")
     return cfg
 

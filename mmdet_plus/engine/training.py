@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from mmdet_plus.engine.class_match import add_class_match
 from mmdet_plus.engine.config import add_hook, load_config, scope_of, set_work_dir
 from mmdet_plus.engine.data_check import check_data
 from mmdet_plus.engine.distributed import prepare_distributed
@@ -74,6 +75,7 @@ def prepare_train_cfg(
     prepare_distributed(cfg, launcher)
     if launcher != "none":
         add_hook(cfg, dict(type="mmengine.SyncStatisticsHook"))
+    add_class_match(cfg)
     return cfg
 
 
