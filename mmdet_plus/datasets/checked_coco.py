@@ -8,6 +8,7 @@ from typing import Any
 
 from mmdet.datasets import CocoDataset, CocoPanopticDataset
 from mmdet.datasets.api_wrappers import COCO, COCOPanoptic
+from mmdet.datasets.transforms import LoadPanopticAnnotations
 from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
@@ -31,9 +32,11 @@ from .panoptic_checks import (
     check_order,
     check_panoptic,
     check_usage,
+    empty_segments_fault,
     map_fault,
     tell_things,
     things_told,
+    without_pixels,
 )
 
 
@@ -281,6 +284,28 @@ def _loads_masks(step: object) -> bool:
     return any(_loads_masks(part) for group in parts for part in group)
 
 
+class _RequirePixels:
+    """A step of a pipeline that refuses PNGs in which a segment has no pixel.
+
+    Such a thing would be trained on as a box with an empty mask. Mostly the PNG is to blame: it is
+    grey, of 16 bits, or its channels are swapped, and all that is in it counts as void.
+
+    Args:
+        source: The annotation file, for messages.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+    def __call__(self, results: dict) -> dict:
+        empty = without_pixels(results)
+        if empty:
+            who, total = results["img_id"], len(results["segments_info"])
+            fault = empty_segments_fault(who, results["seg_map_path"], empty, total)
+            raise AnnotationError(f"{self.source}: {fault}")
+        return results
+
+
 @DATASETS.register_module()
 class CheckedCocoPanopticDataset(_Checks, CocoPanopticDataset):
     """COCO panoptic annotations, checked like ``CheckedCocoDataset``; segmentation PNGs must exist.
@@ -293,18 +318,26 @@ class CheckedCocoPanopticDataset(_Checks, CocoPanopticDataset):
       ``metainfo.thing_classes`` or ``stuff_classes`` tell. With ``classes`` of one's own, those of
       COCO do not stay behind. ``metainfo`` of the built data set always has both.
     - A PNG is looked for under the ``file_name`` of its annotation.
-    - A PNG of another size than its image is an error when its turn comes.
+    - A PNG of another size than its image is an error when its turn comes; in training also one
+      in which a segment of the JSON has no pixel.
 
     Args:
         things_first: Whether stuff before things in ``metainfo.classes`` is an error.
+        strict: Whether segments without a pixel in the PNG are an error in training.
         kwargs: As of mmdet's ``CocoPanopticDataset``.
     """
 
     _index_class = CheckedCOCOPanoptic
 
-    def __init__(self, *args, things_first: bool = True, **kwargs) -> None:
+    def __init__(self, *args, things_first: bool = True, strict: bool = True, **kwargs) -> None:
         self.things_first = things_first
         super().__init__(*args, **kwargs)
+        if strict and not self.test_mode:
+            # Right after loading: crops may well leave nothing of a segment.
+            steps = self.pipeline.transforms
+            for place in reversed(range(len(steps))):
+                if isinstance(steps[place], LoadPanopticAnnotations):
+                    steps.insert(place + 1, _RequirePixels(str(self.ann_file)))
 
     @classmethod
     def _load_metainfo(cls, metainfo: Mapping | None = None) -> dict:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
+import numpy as np
 
 from mmseg_plus.common.coco_checks import AnnotationError, check_segments
 
@@ -210,6 +211,67 @@ def map_fault(
             "write it anew at the image's size, without interpolation: its colours are ids"
         )
     return None
+
+
+def without_pixels(results: Mapping[str, Any]) -> list[int]:
+    """Segments of which nothing is in the maps that were loaded from a PNG.
+
+    Args:
+        results: What mmdet's ``LoadPanopticAnnotations`` leaves: ``segments_info``, and as far as
+            they were loaded ``gt_masks`` (a (H, W) mask of each thing, in that order) and
+            ``gt_seg_map`` (H, W), labels, which also tells of stuff and crowds.
+
+    Returns:
+        Their ids. A segment of stuff is seen through others of its class.
+    """
+    masks, labels = results.get("gt_masks"), results.get("gt_seg_map")
+    present = iter(()) if masks is None else iter([mask.any() for mask in masks.masks])
+    last = max((segment["category"] for segment in results["segments_info"]), default=0)
+    number = None if labels is None else np.bincount(labels.ravel(), minlength=last + 1)
+    empty = []
+    for segment in results["segments_info"]:
+        if segment["is_thing"] and masks is not None:
+            there = next(present)
+        else:
+            there = number is None or number[segment["category"]] > 0
+        if not there:
+            empty.append(segment["id"])
+    return empty
+
+
+def empty_segments_fault(ident: object, path: str, empty: Sequence[int], total: int) -> str:
+    """Describe segments without pixels, with what is probably wrong with the PNG.
+
+    Args:
+        ident: The image's id.
+        path: The PNG; its cause is looked for if it is on the local disk.
+        empty: Ids of the segments, at least one.
+        total: How many segments the image has.
+    """
+    more = f" (and {len(empty) - 1} more of {total})" if len(empty) > 1 else ""
+    return (
+        f"image {ident!r}: segment {empty[0]}{more} has no pixel in the segmentation map file "
+        f"{path}; {_why_empty(path, empty)}"
+    )
+
+
+def _why_empty(path: str, empty: Sequence[int]) -> str:
+    rule = (
+        "ids stand in three colours of 8 bits, R + 256 G + 65536 B: write it with panopticapi's "
+        "id2rgb"
+    )
+    picture = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    if picture is not None and (picture.ndim == 2 or picture.dtype != np.uint8):
+        kind = "grey" if picture.ndim == 2 else "in colours"
+        return f"it is {kind} with {8 * picture.itemsize} bits, but {rule}"
+    if picture is not None:
+        blue, green, red = np.moveaxis(picture[..., :3].astype(np.int64), -1, 0)
+        if set(empty) <= set(np.unique(blue + 256 * green + 65536 * red).tolist()):
+            return f"its red and blue are swapped (OpenCV writes B, G, R); {rule}"
+    return (
+        f"{rule}. If it is the right PNG, take the segment out of the JSON, or set "
+        "`strict=False` of the data set to train on an empty mask"
+    )
 
 
 def png_size(start: bytes) -> tuple[int, int] | None:

@@ -11,7 +11,7 @@ from mmdet.registry import DATASETS
 from mmengine.logging import MMLogger
 
 from mmdet_plus.datasets import AnnotationError, MissingDataError, ShapesPanopticDataset
-from mmdet_plus.datasets.panoptic_checks import png_size, things_told
+from mmdet_plus.datasets.panoptic_checks import png_size, things_told, without_pixels
 
 SEGMENTS = [
     dict(id=3, category_id=1, bbox=[0, 0, 9, 9], area=81, iscrowd=0),
@@ -282,6 +282,98 @@ def test_png_that_cannot_be_used_is_told_when_its_turn_comes(root):
     (root / "img/sub/a.jpeg").write_bytes(b"")
     with pytest.raises(AnnotationError, match=r"image file .*a\.jpeg cannot be read"):
         dataset[0]
+
+
+LOADING = [dict(type="LoadImageFromFile"), dict(type="mmdet.LoadPanopticAnnotations")]
+
+
+def grey(ids):
+    return (ids % 256).astype(np.uint8)
+
+
+def sixteen_bits(ids):
+    return (ids % 65536).astype(np.uint16)
+
+
+def swapped(ids):
+    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)
+
+
+def of_another_image(ids):
+    return swapped(np.full_like(ids, 77))
+
+
+def all_void(ids):
+    return np.zeros_like(ids, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (
+            grey,
+            r"3 \(and 2 more of 3\) has .*; it is grey with 8 bits, but ids stand in three",
+        ),
+        (sixteen_bits, "it is grey with 16 bits"),
+        (swapped, r"3 \(and 2 more of 3\) has .*its red and blue are swapped .*panopticapi"),
+        (of_another_image, "; ids stand in three colours .*If it is the right PNG, take the segm"),
+        (all_void, "it is grey"),
+    ],
+)
+def test_pngs_that_contradict_the_file_are_not_trained_on(root, write, words):
+    path = root / "pan/a_pan.png"
+    ids = np.zeros((20, 30), np.int64)
+    ids[:9, :9], ids[10:], ids[:9, 10:19] = 3, 70000, 9
+    cv2.imwrite(str(path), write(ids))
+    crop = dict(type="mmdet.RandomCrop", crop_size=(4, 4))
+    dataset = build(root, pipeline=[*LOADING, crop])
+    who = (
+        r"ann\.json: image 7: segment \d+.* has no pixel in the segmentation map file .*a_pan\.png"
+    )
+    with pytest.raises(AnnotationError, match=f"^.*{who}") as caught:
+        dataset[0]
+    assert re.search(words, str(caught.value)), caught.value
+    assert str(caught.value).count("strict=False") == (write is of_another_image)
+    # The metric has its own check, and its own strict=False.
+    for options in (dict(strict=False), dict(test_mode=True)):
+        sample = build(root, pipeline=LOADING, **options)[0]
+        assert not sample["gt_masks"].masks.any() and len(sample["gt_bboxes"]) == 2
+
+
+@pytest.mark.parametrize("lost", [3, 70000, 9])
+def test_one_segment_without_pixels_is_enough(root, lost):
+    path = root / "pan/a_pan.png"
+    ids = np.zeros((20, 30), np.int64)
+    ids[:9, :9], ids[10:], ids[:9, 10:19] = 3, 70000, 9
+    write_png(path, np.where(ids == lost, 0, ids))
+    with pytest.raises(AnnotationError, match=rf"image 7: segment {lost} has no pixel in"):
+        build(root, pipeline=LOADING)[0]
+    steps = [LOADING[0], dict(LOADING[1], with_mask=False)]
+    with pytest.raises(AnnotationError, match=rf"image 7: segment {lost} has no pixel in"):
+        build(root, pipeline=steps)[0]
+
+
+def test_more_classes_than_a_map_of_bytes_holds():
+    """Looked at by themselves, without what mmdet makes of such."""
+    segments = [dict(id=5, category=300, is_thing=False), dict(id=6, category=2, is_thing=False)]
+    results = dict(segments_info=segments, gt_seg_map=np.full((2, 3), 2))
+    assert without_pixels(results) == [5]
+    assert without_pixels(dict(segments_info=segments)) == []
+
+
+def test_crops_may_leave_nothing_of_a_segment(root):
+    crop = dict(type="mmdet.RandomCrop", crop_size=(4, 4), allow_negative_crop=True)
+    dataset = build(root, pipeline=[*LOADING, crop])
+    for _ in range(5):
+        assert dataset[0]["gt_seg_map"].shape == (4, 4)
+
+
+def test_images_of_nothing_but_void(root):
+    def edit(data):
+        data["annotations"][0]["segments_info"] = []
+
+    write_png(root / "pan/a_pan.png", np.zeros((20, 30), int))
+    assert (build(root, edit, pipeline=LOADING)[0]["gt_seg_map"] == 255).all()
 
 
 def test_sizes_of_pngs_from_their_first_bytes(root):
