@@ -1,7 +1,7 @@
 """Training and testing behind ``tools/``: exact resuming, checks of what the user gives, gloo."""
 
 from mmdet_plus.engine.amp import CPUAmpOptimWrapper
-from mmdet_plus.engine.checkpoint_match import CheckpointMatchHook
+from mmdet_plus.engine.checkpoint_match import CheckpointMatchHook, FrozenWeightsHook
 from mmdet_plus.engine.class_match import ClassMatchHook
 from mmdet_plus.engine.distributed import SyncStatisticsHook
 from mmdet_plus.engine.errors import UserError, run_command
@@ -22,6 +22,7 @@ use_safe_checkpoint_loading()
 __all__ = [
     "CPUAmpOptimWrapper",
     "CheckpointMatchHook",
+    "FrozenWeightsHook",
     "ClassMatchHook",
     "ResumableEpochBasedTrainLoop",
     "ResumableIterBasedTrainLoop",

@@ -1,6 +1,7 @@
-"""Stops a test whose checkpoint belongs to another config, before anything is evaluated."""
+"""Stops a test, or a training of a part, whose checkpoint belongs to another config."""
 
 import ast
+import copy
 import re
 from typing import Any
 
@@ -54,6 +55,44 @@ class CheckpointMatchHook(Hook):
             runner.logger.warning(warning)
 
 
+@HOOKS.register_module()
+class FrozenWeightsHook(Hook):
+    """Stops a training that would leave random weights as they are.
+
+    A model with ``occlusion_only`` trains its occlusion head and nothing else: the checkpoint that
+    the training starts from must have all other weights.
+
+    Raises:
+        UserError: Some of them are missing or of another shape.
+    """
+
+    priority = "VERY_LOW"
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Check names and shapes of the frozen weights."""
+        model = runner.model
+        while is_model_wrapper(model):
+            model = model.module
+        missing, _, reshaped = compare_weights(copy.deepcopy(model), checkpoint)
+        names = {"missing": missing, "of another shape": reshaped}
+        names = {
+            what: [name for name in found if not name.startswith("occlusion_head.")]
+            for what, found in names.items()
+        }
+        if any(names.values()):
+            raise UserError(
+                describe_mismatch(
+                    str(runner._load_from),
+                    checkpoint,
+                    runner.cfg.filename or "the config",
+                    type(model).__name__,
+                    names,
+                    "With occlusion_only these weights stay as they are loaded: train the model "
+                    "without its occlusion head first, and give that checkpoint as load_from.",
+                )
+            )
+
+
 def compare_weights(model: nn.Module, checkpoint: dict) -> tuple[list[str], list[str], list[str]]:
     """Find out which of a checkpoint's weights do not fit a model.
 
@@ -97,7 +136,13 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def describe_mismatch(
-    path: str, checkpoint: dict, config: str, model: str, names: dict[str, list[str]]
+    path: str,
+    checkpoint: dict,
+    config: str,
+    model: str,
+    names: dict[str, list[str]],
+    mend: str = "Give the config that it was trained with, or --allow-mismatch to go on all the "
+    "same.",
 ) -> str:
     """Word the message on a checkpoint that does not fit.
 
@@ -107,6 +152,7 @@ def describe_mismatch(
         config: The file of the config at hand.
         model: The class of the model at hand.
         names: What is wrong, and the weights concerned.
+        mend: What to do.
 
     Returns:
         One line: counts, some names, both configs, the mend.
@@ -119,8 +165,7 @@ def describe_mismatch(
     origin = training_of(checkpoint)
     origin = f"It was trained as {origin}. " if origin else ""
     return (
-        f"{path}: these weights are not of {config} ({model}): {'; '.join(parts)}. {origin}"
-        "Give the config that it was trained with, or --allow-mismatch to go on all the same."
+        f"{path}: these weights are not of {config} ({model}): {'; '.join(parts)}. {origin}{mend}"
     )
 
 

@@ -70,6 +70,13 @@ def prepare_train_cfg(
             "load_from names it: train first what this config goes on from, or give another with "
             "--cfg-options load_from=...",
         )
+    if cfg.model.get("occlusion_only"):
+        if not cfg.get("load_from"):
+            raise UserError(
+                f"{config}: model.occlusion_only trains the occlusion head on a model that is "
+                "trained already: name its checkpoint in load_from"
+            )
+        add_hook(cfg, dict(type="mmengine.FrozenWeightsHook"))
     make_resumable(cfg)
     limit_dynamo_cache(cfg)
     prepare_distributed(cfg, launcher)

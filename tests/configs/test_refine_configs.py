@@ -603,16 +603,23 @@ def test_readme_pairs_stages_and_checkpoints(metafile):
         assert said == (shared and shared + DATA)
 
 
-def test_readme_s_config_for_own_data_builds(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("stage", [1, 2])
+def test_readme_s_configs_for_own_data_build(tmp_path, stage):
+    codes = re.findall(r"```python\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
+    assert len(codes) == 2
+    code = codes[stage - 1]
     (tmp_path / "own.py").write_text(code.replace('"./', f'"{FOLDER.as_posix()}/'))
+    cfg = Config.fromfile(tmp_path / "own.py")
     init_default_scope("mmdet")
     with torch.device("meta"):
-        model = MODELS.build(Config.fromfile(tmp_path / "own.py").model)
+        model = MODELS.build(cfg.model)
     assert model.semantic_head.conv_logits.out_channels == 5
     projection = model.roi_head.projection
     assert {head.conv_logits.out_channels for head in projection.mask_heads} == {2}
     assert {head.conv_logits.out_channels for head in projection.semantic_heads} == {5}
     assert model.roi_head.bbox_head.fc_cls.out_features == 3
-    assert model.occlusion_head.network.embedding.num_embeddings == 2
     assert list(model.panoptic_fusion_head.stuff_channels(5)) == [2, 3, 4]
+    assert model.occlusion_only is (stage == 2)
+    if stage == 2:
+        assert model.occlusion_head.network.embedding.num_embeddings == 2
+        assert cfg.load_from == "first_stage.pth"

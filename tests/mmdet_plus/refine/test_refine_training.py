@@ -92,6 +92,24 @@ def test_the_second_stage_leaves_the_first_as_it_was(unbroken, tmp_path, repo_ro
     assert changed and all(name.startswith("occlusion_head") for name in changed)
 
 
+def test_the_second_stage_needs_all_of_the_first(unbroken, tmp_path, repo_root, options):
+    second = options | {"model.occlusion_only": True}
+    with pytest.raises(UserError, match="name its checkpoint in load_from"):
+        run_training(repo_root / CONFIG, tmp_path / "none", second)
+    file = torch.load(unbroken / "iter_3.pth", weights_only=False)
+    weights = file["state_dict"]
+    name = "semantic_head.conv_logits.weight"
+    weights[name] = weights[name][:2]
+    del weights["roi_head.bbox_head.fc_cls.bias"]
+    torch.save(file, tmp_path / "other.pth")
+    second["load_from"] = str(tmp_path / "other.pth")
+    with pytest.raises(UserError) as caught:
+        run_training(repo_root / CONFIG, tmp_path / "other", second)
+    for part in ("1 missing (roi_head.bbox_head.fc_cls.bias)", "1 of another shape", name):
+        assert part in str(caught.value)
+    assert "occlusion_head." not in str(caught.value) and "stay as they are" in str(caught.value)
+
+
 def test_the_first_stage_is_not_tested_as_the_second(unbroken, tmp_path, repo_root, options):
     file = torch.load(unbroken / "iter_3.pth", weights_only=False)
     for name in [name for name in file["state_dict"] if name.startswith("occlusion_head")]:
