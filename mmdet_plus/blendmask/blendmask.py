@@ -7,16 +7,16 @@ from typing import Any
 from mmdet.models.detectors.single_stage_instance_seg import SingleStageInstanceSegmentor
 from mmdet.registry import MODELS
 from mmdet.structures import OptSampleList, SampleList
-from mmdet.utils import ConfigType, OptConfigType
+from mmdet.utils import ConfigType, InstanceList, OptConfigType
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from mmdet_plus.convert import adelaidet_blendmask, adelaidet_unused, is_adelaidet_blendmask
-from mmdet_plus.panoptic_fusion import HeuristicFusion  # noqa: F401, registers the fusers
+from mmdet_plus.panoptic_fusion import WithOcclusionHead
 
 
 @MODELS.register_module()
-class BlendMask(SingleStageInstanceSegmentor):
+class BlendMask(WithOcclusionHead, SingleStageInstanceSegmentor):
     """BlendMask (section 3), and its panoptic form (appendix A).
 
     The number of thing classes is told once, in ``bbox_head``: the semantic heads get it from
@@ -28,11 +28,20 @@ class BlendMask(SingleStageInstanceSegmentor):
         mask_head: Config of a :class:`Blender`.
         semantic_head: Config of a :class:`StuffHead`, which reads all levels; without it the
             model segments instances only.
-        panoptic_fusion_head: Config of a fuser that needs no network; with a ``semantic_head``,
+        panoptic_fusion_head: Config of a fuser; with a ``semantic_head``,
             :class:`~mmdet_plus.panoptic_fusion.HeuristicFusion` by default.
+        occlusion_head: Config of the network that a fuser asks, an ``OcclusionHead`` or
+            ``SpatialRankingHead`` of ``mmdet_plus.refine``, with a ``semantic_head``; it reads the
+            first levels of the neck.
+        occlusion_only: Whether the occlusion head alone is trained; all else stays as it was
+            loaded.
         test_cfg: Of the two heads; for panoptic segmentation also ``panoptic``: ``score_thr``,
             ``overlap_thr`` and ``stuff_area_limit`` of the fuser.
         **kwargs: Of :class:`SingleStageInstanceSegmentor`.
+
+    Raises:
+        ValueError: An occlusion head without a ``semantic_head``, or what
+            :class:`~mmdet_plus.panoptic_fusion.WithOcclusionHead` refuses.
     """
 
     def __init__(
@@ -42,6 +51,8 @@ class BlendMask(SingleStageInstanceSegmentor):
         mask_head: ConfigType,
         semantic_head: OptConfigType = None,
         panoptic_fusion_head: OptConfigType = None,
+        occlusion_head: OptConfigType = None,
+        occlusion_only: bool = False,
         test_cfg: OptConfigType = None,
         **kwargs: Any,
     ) -> None:
@@ -51,7 +62,7 @@ class BlendMask(SingleStageInstanceSegmentor):
         if "num_classes" not in mask_head["bases"]:
             mask_head["bases"]["num_classes"] = bbox_head["num_classes"]
         super().__init__(bbox_head=bbox_head, mask_head=mask_head, test_cfg=test_cfg, **kwargs)
-        self.semantic_head = None
+        self.semantic_head = self.occlusion_head = None
         if semantic_head is not None:
             if "num_things_classes" not in semantic_head:
                 semantic_head["num_things_classes"] = bbox_head["num_classes"]
@@ -65,6 +76,9 @@ class BlendMask(SingleStageInstanceSegmentor):
                     **(panoptic_fusion_head or {}),
                 }
             )
+            self.init_occlusion_head(occlusion_head, occlusion_only)
+        elif occlusion_head is not None or occlusion_only:
+            raise ValueError("an occlusion_head tells a fuser: give a semantic_head to fuse with")
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
         """Compute the losses of all parts.
@@ -76,9 +90,17 @@ class BlendMask(SingleStageInstanceSegmentor):
 
         Returns:
             ``loss_cls``, ``loss_bbox``, ``loss_centerness``, ``loss_mask``, ``loss_basis_sem``
-            and, panoptic, ``loss_seg``.
+            and, panoptic, ``loss_seg``; and those of the occlusion head, alone if that alone is
+            trained.
         """
         x = self.extract_feat(batch_inputs)
+        losses = {} if self.occlusion_only else self._task_losses(x, batch_data_samples)
+        return losses | self.occlusion_loss(x, batch_data_samples)
+
+    def _task_losses(
+        self, x: tuple[Tensor, ...], batch_data_samples: SampleList
+    ) -> dict[str, Tensor]:
+        """The losses of all parts but the occlusion head, from the feature maps."""
         levels = self._detection_levels(x)
         losses = self.bbox_head.loss(levels, batch_data_samples)
         positives = self.bbox_head.get_positive_infos()
@@ -103,14 +125,11 @@ class BlendMask(SingleStageInstanceSegmentor):
             :func:`~mmdet_plus.panoptic_fusion.to_mmdet_panoptic` makes it.
         """
         x = self.extract_feat(batch_inputs)
-        levels = self._detection_levels(x)
-        results = self.bbox_head.predict(levels, batch_data_samples, rescale=False)
-        results = self.mask_head.predict(
-            levels, batch_data_samples, rescale=rescale, results_list=results
-        )
+        results = self._find(x, batch_data_samples, rescale)
+        metas = [sample.metainfo for sample in batch_data_samples]
+        results = self.with_occlusion(x, results, metas, rescale)
         samples = self.add_pred_to_datasample(batch_data_samples, results)
         if self.semantic_head is not None:
-            metas = [sample.metainfo for sample in samples]
             # Without rescaling the logits still have the batch's padding.
             for sample, seg in zip(
                 samples, self.semantic_head.predict(x, metas, rescale), strict=True
@@ -118,6 +137,20 @@ class BlendMask(SingleStageInstanceSegmentor):
                 rows, cols = sample.pred_instances.masks.shape[1:]
                 sample.pred_panoptic_seg = self.fuse(sample.pred_instances, seg[:, :rows, :cols])
         return samples
+
+    def find_instances(self, x: tuple[Tensor, ...], batch_data_samples: SampleList) -> InstanceList:
+        """What the model finds in a batch, for its occlusion head to learn from."""
+        return self._find(x, batch_data_samples, rescale=False)
+
+    def _find(
+        self, x: tuple[Tensor, ...], batch_data_samples: SampleList, rescale: bool
+    ) -> InstanceList:
+        """Instances with masks of each image."""
+        levels = self._detection_levels(x)
+        results = self.bbox_head.predict(levels, batch_data_samples, rescale=False)
+        return self.mask_head.predict(
+            levels, batch_data_samples, rescale=rescale, results_list=results
+        )
 
     def fuse(self, instances: InstanceData, seg_logits: Tensor) -> PixelData:
         """Combine one image's instances and semantics (appendix A).

@@ -13,6 +13,7 @@ from .occlusion import fuse_occlusion, fuse_soft_occlusion
 from .soft_occlusion import overlapping, pasting_order, soft_occlusion_score
 from .spatial_ranking import fuse_spatial_ranking
 from .unknown_erasing import unknown_erasing
+from .with_occlusion_head import WithOcclusionHead
 
 __all__ = [
     "HeuristicFusion",
@@ -20,6 +21,7 @@ __all__ = [
     "SoftOcclusionFusion",
     "SpatialRankingFusion",
     "UnknownErasing",
+    "WithOcclusionHead",
     "fuse_heuristic",
     "fuse_occlusion",
     "fuse_soft_occlusion",

@@ -70,6 +70,9 @@ class HeuristicFusion(BasePanopticFusionHead):
         init_cfg: None.
     """
 
+    #: What a network must tell of the instances; nothing here.
+    field: str | None = None
+
     def __init__(
         self,
         num_things_classes: int = 80,
@@ -178,14 +181,14 @@ class HeuristicFusion(BasePanopticFusionHead):
         """Instances of lower scores take no part."""
         return self.settings.get("score_thr", 0.5)
 
-    def needed(self, results: InstanceData, field: str) -> Tensor:
-        """A field of the results that a network of the model must have put there."""
-        if field not in results:
+    def told(self, results: InstanceData) -> Tensor:
+        """What a network of the model must have told of the instances."""
+        if self.field not in results:
             raise ValueError(
-                f"{type(self).__name__} needs '{field}' of the instances: the model must have the "
-                "head that predicts it"
+                f"{type(self).__name__} needs '{self.field}' of the instances: the model must have "
+                "the head that predicts it"
             )
-        return results[field]
+        return results[self.field]
 
 
 @MODELS.register_module()
@@ -195,9 +198,11 @@ class SpatialRankingFusion(HeuristicFusion):
     The results need ``ranking_scores`` (K,). Arguments are those of :class:`HeuristicFusion`.
     """
 
+    field = "ranking_scores"
+
     def combine(self, results: InstanceData, sem: Tensor) -> tuple[Tensor, list[dict]]:
         """Paste by ranking score; see :meth:`HeuristicFusion.combine`."""
-        ranking = self.needed(results, "ranking_scores")
+        ranking = self.told(results)
         return fuse_spatial_ranking(
             results.masks, results.scores, results.labels, sem, ranking, **self.settings
         )
@@ -214,13 +219,15 @@ class OcclusionFusion(HeuristicFusion):
         kwargs: Those of :class:`HeuristicFusion`.
     """
 
+    field = "occlusion"
+
     def __init__(self, *, occlusion_thr: float = 0.2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.settings["occlusion_thr"] = occlusion_thr
 
     def combine(self, results: InstanceData, sem: Tensor) -> tuple[Tensor, list[dict]]:
         """Paste by hard occlusion; see :meth:`HeuristicFusion.combine`."""
-        occlusion = self.needed(results, "occlusion")
+        occlusion = self.told(results)
         return fuse_occlusion(
             results.masks, results.scores, results.labels, sem, occlusion, **self.settings
         )
@@ -243,7 +250,7 @@ class SoftOcclusionFusion(OcclusionFusion):
 
     def combine(self, results: InstanceData, sem: Tensor) -> tuple[Tensor, list[dict]]:
         """Paste by soft occlusion; see :meth:`HeuristicFusion.combine`."""
-        occlusion = self.needed(results, "occlusion")
+        occlusion = self.told(results)
         return fuse_soft_occlusion(
             results.masks, results.scores, results.labels, sem, occlusion, **self.settings
         )

@@ -60,6 +60,10 @@ class _ProjectionMixin:
             return
         if mask_roi_extractor is None:
             raise ValueError("IBPP needs a mask_roi_extractor: boxes have features of another size")
+        parts = {"mask_head": mask_head, "mask_roi_extractor": mask_roi_extractor}
+        for name, part in parts.items():
+            if isinstance(part, (list, tuple)):
+                raise ValueError(f"{name} is a list: give one config, for all iterations")
         self.share_roi_extractor = False
         self.mask_roi_extractor = MODELS.build(mask_roi_extractor)
         layer = mask_roi_extractor["roi_layer"]

@@ -68,6 +68,9 @@ class OcclusionHead(BaseModule):
         kwargs: Further ones of :class:`OcclusionNetwork`, the switches of the priors among them.
     """
 
+    #: What it tells of the instances.
+    field = "occlusion"
+
     def __init__(
         self,
         num_classes: int,
@@ -82,6 +85,7 @@ class OcclusionHead(BaseModule):
         **kwargs,
     ) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.roi_extractor = MODELS.build(roi_extractor)
         self.network = OcclusionNetwork(
             num_classes, channels=self.roi_extractor.out_channels, **kwargs

@@ -1,27 +1,23 @@
 """The detector: a two-stage panoptic segmentor whose tasks read each other's predictions."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 from mmdet.models.detectors.panoptic_two_stage_segmentor import TwoStagePanopticSegmentor
+from mmdet.models.seg_heads import PanopticFPNHead
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmdet.utils import InstanceList, OptConfigType
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmdet_plus.panoptic_fusion import HeuristicFusion, OcclusionFusion, SpatialRankingFusion
+from mmdet_plus.panoptic_fusion import HeuristicFusion, WithOcclusionHead
 
 from .iterative_projection_roi_head import SEG_PREDS
-from .occlusion_head import OcclusionHead
 from .semantic_head import ProjectionSemanticHead
-from .spatial_ranking_head import SpatialRankingHead
 
 
 @MODELS.register_module()
-class REFINE(TwoStagePanopticSegmentor):
+class REFINE(WithOcclusionHead, TwoStagePanopticSegmentor):
     """REFINE (Ren et al., AAAI 2021).
 
     With ``roi_head.num_iterations=0`` and mmdet's ``PanopticFPNHead`` it is Panoptic-FPN; with
@@ -60,36 +56,42 @@ class REFINE(TwoStagePanopticSegmentor):
                 "iterations read the semantics: semantic_head must be a ProjectionSemanticHead"
             )
         self._check_classes()
-        self.occlusion_head = None if occlusion_head is None else MODELS.build(occlusion_head)
-        self.check_fuser(self.panoptic_fusion_head)
+        self.init_occlusion_head(occlusion_head, occlusion_only)
+        # Where the channels of things are; with one class of things their number does not tell.
         if isinstance(self.semantic_head, ProjectionSemanticHead):
             self.panoptic_fusion_head.things_apart = True
-        self.occlusion_only = occlusion_only
-        if occlusion_only:
-            if self.occlusion_head is None:
-                raise ValueError("occlusion_only=True trains the occlusion head alone: give one")
-            self.requires_grad_(False)
-            self.occlusion_head.requires_grad_(True)
+        elif type(self.semantic_head) is PanopticFPNHead:
+            self.panoptic_fusion_head.things_apart = False
 
     def _check_classes(self) -> None:
         """Compare the numbers of classes, of which a config tells each part anew."""
+        roi_head = self.roi_head
         parts = {
             "semantic_head": self.semantic_head,
             "panoptic_fusion_head": self.panoptic_fusion_head,
-            "roi_head": getattr(self.roi_head, "projection", None),
+            "roi_head": getattr(roi_head, "projection", None),
         }
-        for field in ("num_things_classes", "num_stuff_classes"):
-            told = {
+        numbers = {
+            field: {
                 name: getattr(part, field) for name, part in parts.items() if hasattr(part, field)
             }
+            for field in ("num_things_classes", "num_stuff_classes")
+        }
+        for name in ("bbox_head", "mask_head"):
+            heads = getattr(roi_head, name, None)
+            for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
+                # One of masks for any class has no number of its own.
+                if hasattr(head, "num_classes") and not getattr(head, "class_agnostic", False):
+                    numbers["num_things_classes"][f"roi_head.{name}"] = head.num_classes
+        for field, told in numbers.items():
             if len(set(told.values())) > 1:
-                numbers = ", ".join(f"{name} {number}" for name, number in told.items())
+                listed = ", ".join(f"{name} {number}" for name, number in told.items())
                 raise ValueError(
-                    f"parts of the model differ in {field}: {numbers} (of the roi_head, classes "
+                    f"parts of the model differ in {field}: {listed} (of the roi_head, classes "
                     "of things are those of its mask_head); set them all"
                 )
 
-    def check_fuser(self, fuser: torch.nn.Module) -> None:
+    def check_fuser(self, fuser: nn.Module) -> None:
         """See that a fuser knows the semantics, and is told all that it asks for.
 
         Args:
@@ -99,7 +101,6 @@ class REFINE(TwoStagePanopticSegmentor):
             ValueError: It is mmdet's, which knows other semantics; the occlusion head that it
                 needs is not there, or has a higher threshold.
         """
-        head = self.occlusion_head
         if isinstance(self.semantic_head, ProjectionSemanticHead) and not isinstance(
             fuser, HeuristicFusion
         ):
@@ -107,31 +108,7 @@ class REFINE(TwoStagePanopticSegmentor):
                 f"{type(fuser).__name__} does not know the channels of a ProjectionSemanticHead: "
                 "take HeuristicFusion, or another fuser of mmdet_plus.panoptic_fusion"
             )
-        if not isinstance(fuser, (OcclusionFusion, SpatialRankingFusion)):
-            return
-        needed = OcclusionHead if isinstance(fuser, OcclusionFusion) else SpatialRankingHead
-        if not isinstance(head, needed):
-            raise ValueError(
-                f"{type(fuser).__name__} needs an occlusion_head of type {needed.__name__}, not "
-                f"{type(head).__name__ if head else None}"
-            )
-        asked = [("score_thr", fuser.score_thr, "score_thr")]
-        if isinstance(fuser, OcclusionFusion):
-            asked.append(("occlusion_thr", fuser.settings["occlusion_thr"], "overlap_thr"))
-        for theirs, least, ours in asked:
-            if least < getattr(head, ours):
-                raise ValueError(
-                    f"{type(fuser).__name__} with {theirs}={least} asks about instances that the "
-                    f"occlusion head passes over: give occlusion_head {ours}={least} as well"
-                )
-
-    def train(self, mode: bool = True) -> "REFINE":
-        """Enter training; what is frozen stays as at test."""
-        super().train(mode)
-        if mode and self.occlusion_only:
-            for child in self.children():
-                child.train(child is self.occlusion_head)
-        return self
+        super().check_fuser(fuser)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
         """Compute the losses of all parts.
@@ -148,12 +125,7 @@ class REFINE(TwoStagePanopticSegmentor):
         """
         x = self.extract_feat(batch_inputs)
         losses = {} if self.occlusion_only else self._task_losses(x, batch_data_samples)
-        if self.occlusion_head is not None:
-            # What the model finds at test is what fusers are asked about.
-            with torch.no_grad(), _as_at_test(self):
-                results, _ = self._find(x, batch_data_samples, rescale=False)
-            losses |= self.occlusion_head.loss(x, results, batch_data_samples)
-        return losses
+        return losses | self.occlusion_loss(x, batch_data_samples)
 
     def _task_losses(
         self, x: tuple[Tensor, ...], batch_data_samples: SampleList
@@ -212,15 +184,16 @@ class REFINE(TwoStagePanopticSegmentor):
             for result, shape in zip(results, shapes, strict=True):
                 if not len(result):
                     result.masks = result.masks.new_zeros(0, *shape)
-        if self.occlusion_head is not None:
-            factors = [meta["scale_factor"] if rescale else (1.0, 1.0) for meta in metas]
-            scales = [batch_inputs.new_tensor((*factor, *factor)) for factor in factors]
-            results = self.occlusion_head.predict(x, results, scales)
+        results = self.with_occlusion(x, results, metas, rescale)
         fused = self.panoptic_fusion_head.predict(results, seg_preds)
         if self.test_cfg.get("instance_on"):
             for sample, result in zip(batch_data_samples, results, strict=True):
                 sample.pred_instances = result
         return self.add_pred_to_datasample(batch_data_samples, fused)
+
+    def find_instances(self, x: tuple[Tensor, ...], batch_data_samples: SampleList) -> InstanceList:
+        """What the model finds in a batch, for its occlusion head to learn from."""
+        return self._find(x, batch_data_samples, rescale=False)[0]
 
     def _find(
         self, x: tuple[Tensor, ...], batch_data_samples: SampleList, rescale: bool
@@ -246,15 +219,3 @@ class REFINE(TwoStagePanopticSegmentor):
         proposals = self.rpn_head.predict(x, batch_data_samples, rescale=False)
         state = self._with_semantics(x)
         return (*self.roi_head.forward(state, proposals, batch_data_samples), state[-1])
-
-
-@contextmanager
-def _as_at_test(model: torch.nn.Module) -> Iterator[None]:
-    """Let a model in training predict: statistics of batch normalisation stay as they are."""
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in in_training:
-            module.training = True

@@ -70,6 +70,9 @@ class SpatialRankingHead(BaseModule):
         match_iou: As of :class:`OcclusionHead`, for the same.
     """
 
+    #: What it tells of the instances.
+    field = "ranking_scores"
+
     def __init__(
         self,
         num_classes: int,

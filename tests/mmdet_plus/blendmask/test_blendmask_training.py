@@ -11,6 +11,7 @@ from mmengine.structures import InstanceData, PixelData
 from small_training import losses_logged, run_training, small_options, train_in_two_processes
 from tiny_mr_rcnn import TWO_IMAGES, losses_of, make_batch, total, train_a_little
 
+from mmdet_plus import refine  # noqa: F401, it registers the heads that fusers ask
 from mmdet_plus.datasets import make_shapes
 from mmdet_plus.engine import prepare_test_cfg, test
 from mmdet_plus.engine.comparison import read_scalars
@@ -245,5 +246,76 @@ def test_another_fuser(build, panoptic_cfg):
     # No region is as sure as that: all stuff is erased, and the instance stays.
     erased = fused(unknown_erasing=dict(threshold=1.0))
     assert torch.equal(erased, plain.where(plain >= 1000, torch.tensor(void)).int())
-    with pytest.raises(ValueError, match="OcclusionFusion needs 'occlusion'"):
+    with pytest.raises(ValueError, match="needs an occlusion_head of type OcclusionHead, not None"):
         fused(type="OcclusionFusion")
+
+
+def occlusion_head(kind, classes=3):
+    if kind == "SpatialRankingHead":
+        return dict(type=kind, num_classes=classes, score_thr=0.05)
+    extractor = dict(
+        type="SingleRoIExtractor",
+        roi_layer=dict(type="RoIAlign", output_size=14, sampling_ratio=0),
+        out_channels=64,
+        featmap_strides=[8, 16, 32],
+    )
+    return dict(
+        type="OcclusionHead",
+        num_classes=classes,
+        roi_extractor=extractor,
+        score_thr=0.05,
+        conv_channels=8,
+        fc_channels=8,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fuser", "head"),
+    [
+        ("OcclusionFusion", "OcclusionHead"),
+        ("SoftOcclusionFusion", "OcclusionHead"),
+        ("SpatialRankingFusion", "SpatialRankingHead"),
+    ],
+)
+def test_fusers_with_a_network(build, panoptic_cfg, batch, fuser, head):
+    changes = {
+        "model.test_cfg.score_thr": 1e-3,
+        "model.test_cfg.panoptic.score_thr": 0.05,
+        "model.panoptic_fusion_head": dict(type=fuser, unknown_erasing={}),
+        "model.occlusion_head": occlusion_head(head),
+        "model.occlusion_only": True,
+    }
+    model = build(cfg=panoptic_cfg, changes=changes)
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"occlusion_head"}
+    model.train()
+    assert not model.backbone.training and model.occlusion_head.training
+    data = model.data_preprocessor(copy.deepcopy(batch), True)
+    losses = model.loss(data["inputs"], data["data_samples"])
+    word = "ranking" if head == "SpatialRankingHead" else "occlusion"
+    assert losses.keys() == {f"loss_{word}", f"acc_{word}"}
+    losses[f"loss_{word}"].backward()
+    for sample in batch["data_samples"]:
+        sample.set_metainfo(dict(ori_shape=(48, 192), scale_factor=(0.5, 2.0)))
+    seen = {}
+
+    def noting(x, results, scales):
+        seen.update(scales=scales, sizes=[found.masks.shape[1:] for found in results])
+        return type(model.occlusion_head).predict(model.occlusion_head, x, results, scales)
+
+    model.occlusion_head.predict = noting
+    for sample in predict(model, batch, True):
+        assert model.panoptic_fusion_head.field in sample.pred_instances
+        assert sample.pred_panoptic_seg.sem_seg.shape == (1, 48, 192)
+    assert [scale.tolist() for scale in seen["scales"]] == [[0.5, 2.0, 0.5, 2.0]] * 2
+    assert seen["sizes"] == [(48, 192)] * 2
+
+
+def test_an_occlusion_head_needs_something_to_fuse_and_the_same_classes(
+    build, model_cfg, panoptic_cfg
+):
+    with pytest.raises(ValueError, match="give a semantic_head"):
+        build(cfg=model_cfg, changes={"model.occlusion_head": occlusion_head("OcclusionHead")})
+    head = occlusion_head("OcclusionHead", classes=4)
+    with pytest.raises(ValueError, match="num_classes=4, the model 3 classes of things"):
+        build(cfg=panoptic_cfg, changes={"model.occlusion_head": head})

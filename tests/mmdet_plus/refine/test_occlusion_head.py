@@ -233,8 +233,8 @@ def test_nothing_to_learn_leaves_no_parameter_out(head, features):
 # In the model
 
 
-def refine_cfg(num_iterations=1, **changes):
-    cfg = model_cfg(num_iterations)
+def refine_cfg(num_iterations=1, cascade=False, **changes):
+    cfg = model_cfg(num_iterations, cascade)
     cfg.occlusion_head = ConfigDict(copy.deepcopy(HEAD))
     cfg.panoptic_fusion_head.type = "SoftOcclusionFusion"
     cfg.update(changes)
@@ -322,6 +322,57 @@ def test_a_fuser_that_asks_for_more_than_the_head_tells_is_refused(fuser, head, 
         cfg.occlusion_head = ConfigDict(RANKING)
     cfg.occlusion_head.update(dict(score_thr=0.5) | head)
     with pytest.raises(ValueError, match=message) if message else nullcontext():
+        build(cfg)
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("roi_head.bbox_head", "roi_head.bbox_head 5"),
+        ("roi_head.mask_head", "roi_head 5"),
+        ("occlusion_head", "occlusion_head has num_classes=5, the model 3 classes"),
+    ],
+)
+@pytest.mark.parametrize("cascade", [False, True])
+def test_parts_of_other_classes_are_refused(field, message, cascade):
+    cfg = refine_cfg(3 if cascade else 2, cascade)
+    part = cfg
+    for name in field.split("."):
+        part = part[name]
+    for one in part if isinstance(part, list) else [part]:
+        one.num_classes = 5
+    with pytest.raises(ValueError, match=message):
+        build(cfg)
+
+
+def test_without_iterations_the_mask_head_must_fit_as_well():
+    cfg = model_cfg(0)
+    cfg.semantic_head.type = "PanopticFPNHead"
+    cfg.roi_head.mask_head.num_classes = 1
+    with pytest.raises(ValueError, match="roi_head.mask_head 1"):
+        build(cfg)
+
+
+@pytest.mark.parametrize("semantics", ["PanopticFPNHead", "ProjectionSemanticHead"])
+def test_one_class_of_things(batch, semantics):
+    cfg = model_cfg(0)
+    cfg.semantic_head.update(type=semantics, num_things_classes=1, num_stuff_classes=3)
+    cfg.panoptic_fusion_head.update(num_things_classes=1, num_stuff_classes=3)
+    cfg.roi_head.update(num_stuff_classes=3)
+    cfg.roi_head.bbox_head.num_classes = cfg.roi_head.mask_head.num_classes = 1
+    model = build(cfg).eval()
+    first = 1 if semantics == "ProjectionSemanticHead" else 0
+    assert list(model.panoptic_fusion_head.stuff_channels(4)) == [first, first + 1, first + 2]
+    data = model.data_preprocessor(copy.deepcopy(batch), False)
+    with torch.no_grad():
+        (sample, _) = model.predict(data["inputs"], data["data_samples"])
+    assert sample.pred_panoptic_seg.sem_seg.shape == (1, 96, 96)
+
+
+def test_one_config_for_the_masks_of_all_stages():
+    cfg = model_cfg(3, cascade=True)
+    cfg.roi_head.mask_head = [cfg.roi_head.mask_head] * 3
+    with pytest.raises(ValueError, match="mask_head is a list: give one config"):
         build(cfg)
 
 
