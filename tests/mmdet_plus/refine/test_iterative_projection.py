@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from mmcv.ops import roi_align
 from mmdet.evaluation.functional import INSTANCE_OFFSET
+from mmdet.structures import DetDataSample
 from tiny_mr_rcnn import TWO_IMAGES
 from tiny_refine import (
     CHANNELS,
@@ -254,6 +255,74 @@ def predictions(model, batch, rescale):
     data = model.eval().data_preprocessor(batch, False)
     with torch.no_grad():
         return model.predict(data["inputs"], data["data_samples"], rescale=rescale)
+
+
+def sized(shown, original):
+    """An image of which the batch shows so many rows and columns."""
+    return DetDataSample(
+        metainfo=dict(
+            img_id=0,
+            img_shape=shown,
+            ori_shape=original,
+            batch_input_shape=(96, 128),
+            pad_shape=(96, 128),
+            scale_factor=(shown[1] / original[1], shown[0] / original[0]),
+        )
+    )
+
+
+SIZES = [((96, 100), (50, 61)), ((60, 128), (201, 333))]
+
+
+def test_semantics_of_the_original_images_lack_the_padding():
+    head = build(model_cfg(1)).semantic_head
+    torch.manual_seed(0)
+    logits = torch.randn(2, THINGS + STUFF, 24, 32)
+    metas = [sized(*sizes).metainfo for sizes in SIZES]
+    for one, enlarged, (shown, original) in zip(
+        logits, head.predict_by_feat(logits, metas, rescale=True), SIZES, strict=True
+    ):
+        whole = F.interpolate(one[None], (96, 128), mode="bilinear", align_corners=False)
+        inside = whole[..., : shown[0], : shown[1]]
+        expected = F.interpolate(inside, original, mode="bilinear", align_corners=False)[0]
+        torch.testing.assert_close(enlarged, expected)
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+def test_images_of_a_batch_are_predicted_as_alone(cascade, monkeypatch):
+    cfg = model_cfg(3 if cascade else 2, cascade)
+    cfg.occlusion_head = dict(type="SpatialRankingHead", num_classes=THINGS, score_thr=0.0)
+    cfg.panoptic_fusion_head.type = "SpatialRankingFusion"
+    cfg.test_cfg.panoptic.score_thr = 0.0
+    model = build(cfg).eval()
+    # With their first weights predictions hardly depend on the image.
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    told = []
+    predict = model.occlusion_head.predict
+
+    def noting(x, results, scales):
+        told.extend(scale.tolist() for scale in scales)
+        return predict(x, results, scales)
+
+    monkeypatch.setattr(model.occlusion_head, "predict", noting)
+    inputs = torch.randn(2, 3, 96, 128)
+    for image, (shown, _) in zip(inputs, SIZES, strict=True):
+        image[:, shown[0] :] = image[:, :, shown[1] :] = 0
+    with torch.no_grad():
+        both = model.predict(inputs, [sized(*sizes) for sizes in SIZES], rescale=True)
+        for place, (shown, original) in enumerate(SIZES):
+            image = inputs[place : place + 1]
+            (alone,) = model.predict(image, [sized(shown, original)], rescale=True)
+            maps = [sample.pred_panoptic_seg.sem_seg for sample in (both[place], alone)]
+            assert maps[0].shape == maps[1].shape == (1, *original)
+            assert len(maps[1].unique()) > 2
+            # Convolutions of a batch round otherwise than those of one image.
+            assert (maps[0] != maps[1]).float().mean() < 1e-3
+    factors = [sized(*sizes).metainfo["scale_factor"] for sizes in SIZES]
+    for scale, factor in zip(told, factors * 2, strict=True):
+        assert scale == pytest.approx([*factor, *factor])
 
 
 def test_a_cascade_has_as_many_iterations_as_stages():
