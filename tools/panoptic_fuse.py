@@ -15,7 +15,7 @@ import sys
 
 from mmdet_plus.engine.errors import run_command
 from mmdet_plus.panoptic_fusion.files import FUSERS, FusionSettings, fuse_files
-from mmdet_plus.panoptic_fusion.files_inputs import SEM_VALUES
+from mmdet_plus.panoptic_fusion.files_inputs import SEM_ORDERS, SEM_VALUES
 from mmseg_plus.common.arguments import amount, share, whole
 
 
@@ -30,7 +30,12 @@ def parse_args() -> argparse.Namespace:
         "--sem-values",
         choices=SEM_VALUES,
         default="ids",
-        help="what they hold: category ids, or labels, places in ANN's categories from 0 (ids)",
+        help="what they hold: category ids, or labels, which count ANN's categories from 0 (ids)",
+    )
+    parser.add_argument(
+        "--sem-order",
+        choices=SEM_ORDERS,
+        help="how labels and channels count the categories: as ANN lists them, or all things first",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--fuser", choices=FUSERS, default="heuristic", help="(heuristic)")
@@ -87,6 +92,7 @@ def fuse(args: argparse.Namespace) -> None:
             erase_threshold=args.erase_threshold,
             erase_dilation=args.erase_dilation,
             sem_values=args.sem_values,
+            sem_order=args.sem_order,
         ),
         workers=args.workers,
     )

@@ -22,7 +22,7 @@ from mmseg_plus.common.files import only_one
 from mmseg_plus.common.progress import ProgressLine, duration
 from mmseg_plus.common.workers import Workers
 
-from .files_inputs import SEM_VALUES, FusionFiles, ImageFiles
+from .files_inputs import SEM_ORDERS, SEM_VALUES, FusionFiles, ImageFiles
 from .files_output import OutFolder
 from .files_readers import read_masks, read_occlusion, read_probs, read_semantic_map
 from .heuristic import fuse_heuristic
@@ -50,6 +50,8 @@ class FusionSettings:
         erase_threshold: Least confidence of a region.
         erase_dilation: By how many pixels a region is grown for its confidence.
         sem_values: What semantic maps hold, see :class:`ClassTable`.
+        sem_order: How labels and channels of probabilities count the categories, likewise; None
+            where it does not matter.
     """
 
     fuser: str = "heuristic"
@@ -62,10 +64,12 @@ class FusionSettings:
     erase_threshold: float = 0.5
     erase_dilation: int = 3
     sem_values: str = "ids"
+    sem_order: str | None = None
 
     def by_name(self) -> dict[str, Any]:
         """Those that the outcome depends on."""
         names = ["fuser", "score_thr", "overlap_thr", "stuff_area_limit", "sem_values"]
+        names += ["sem_order"] * (self.sem_order is not None)
         names += ["occlusion_thr"] * self.needs_occlusion
         names += ["sigma"] * (self.fuser == "soft-occlusion")
         names += ["erase_unknown"]
@@ -145,6 +149,7 @@ def fuse_files(
         sem_probs,
         occlusion,
         settings.sem_values,
+        settings.sem_order,
         ranking=settings.fuser == "spatial-ranking",
     )
     workers = available_cores() if workers is None else workers
@@ -310,6 +315,12 @@ def _check_arguments(
         raise UserError(f"--fuser {settings.fuser}: there is no such; say {', '.join(FUSERS)}")
     if settings.sem_values not in SEM_VALUES:
         raise UserError(f"--sem-values {settings.sem_values}: say {' or '.join(SEM_VALUES)}")
+    if settings.sem_order not in (None, *SEM_ORDERS):
+        raise UserError(f"--sem-order {settings.sem_order}: say {' or '.join(SEM_ORDERS)}")
+    if settings.sem_order and settings.sem_values == "ids" and sem_probs is None:
+        raise UserError(
+            "--sem-order is of no use to category ids; say --sem-values labels, or drop it"
+        )
     if not 0 < settings.sigma < math.inf:
         raise UserError(f"--sigma {settings.sigma}: must be a positive number")
     if sem is None and sem_probs is None:

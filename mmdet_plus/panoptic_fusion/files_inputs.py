@@ -23,6 +23,9 @@ from mmseg_plus.common.files import file_digest
 #: How semantic maps number the classes.
 SEM_VALUES = ("ids", "labels")
 
+#: How labels and channels count the categories.
+SEM_ORDERS = ("file", "things-first")
+
 #: The kinds of files that an image may have, and what each is called.
 FILE_KINDS = dict(sem="semantic maps", probs="probabilities", occlusion="occlusion matrices")
 
@@ -63,11 +66,18 @@ class ClassTable:
 
     Args:
         categories: With ``id`` and ``isthing``.
-        sem_values: Semantic maps hold category ``ids``, or ``labels``: places in the file from 0.
+        sem_values: Semantic maps hold category ``ids``, or ``labels``, which count from 0.
+        sem_order: How labels and channels count: as the ``file`` does, or ``things-first``, as
+            mmdet's panoptic models do. None: not told.
+
+    Attributes:
+        ambiguous: The order is not told, and the two give different stuff.
     """
 
-    def __init__(self, categories: Sequence[dict], sem_values: str) -> None:
-        self.sem_values = sem_values
+    def __init__(
+        self, categories: Sequence[dict], sem_values: str, sem_order: str | None = None
+    ) -> None:
+        self.sem_values, self.sem_order = sem_values, sem_order
         self.ids = [category["id"] for category in categories]
         self.things = {category["id"] for category in categories if category["isthing"]}
         self.stuff = [ident for ident in self.ids if ident not in self.things]
@@ -75,18 +85,36 @@ class ClassTable:
         #: Stuff number by the value in a semantic map, -1 for values that mean nothing.
         self.by_value = np.full(_VALUES, -1, np.int64)
         self.by_value[list(_VOID_VALUES)] = 0
-        values = self.ids if sem_values == "ids" else range(len(self.ids))
-        for value, ident in zip(values, self.ids, strict=True):
+        things_first = [*(i for i in self.ids if i in self.things), *self.stuff]
+        self.ambiguous = sem_order is None and things_first != self.ids
+        #: Ids in the order of labels and channels.
+        self.ordered = things_first if sem_order == "things-first" else self.ids
+        by_id = sem_values == "ids"
+        values = self.ids if by_id else range(len(self.ids))
+        for value, ident in zip(values, self.ids if by_id else self.ordered, strict=True):
             if 0 <= value < _VALUES:
                 self.by_value[value] = self._numbers.get(ident, 0)
 
     def by_channel(self, channels: int) -> list[int] | None:
         """Stuff number by the channel of probabilities, None where no order has so many."""
         if channels == len(self.ids):
-            return [self._numbers.get(ident, 0) for ident in self.ids]
+            return [self._numbers.get(ident, 0) for ident in self.ordered]
         if channels == len(self.stuff) + 1:
             return list(range(channels))
         return None
+
+
+def ambiguity(what: str) -> str:
+    """The fault of labels or channels of which it is not told what they count.
+
+    Args:
+        what: Their name, in the plural.
+    """
+    return (
+        f"`categories` has stuff before things, and it is not told how {what} count them; say "
+        "--sem-order file if in the order of that list, --sem-order things-first if all things "
+        "come first, as with mmdet's panoptic models and the data sets of this package"
+    )
 
 
 class FusionFiles:
@@ -99,6 +127,7 @@ class FusionFiles:
         sem_probs: Folder of probabilities, or None.
         occlusion: Folder of occlusion matrices, or None.
         sem_values: One of :data:`SEM_VALUES`.
+        sem_order: One of :data:`SEM_ORDERS`, or None where it does not matter.
         ranking: Each record must have a ``ranking_score``.
 
     Raises:
@@ -113,13 +142,16 @@ class FusionFiles:
         sem_probs: str | os.PathLike | None,
         occlusion: str | os.PathLike | None,
         sem_values: str = "ids",
+        sem_order: str | None = None,
         ranking: bool = False,
     ) -> None:
         self.instances, self.ann_file = os.fspath(instances), os.fspath(ann_file)
         folders = dict(sem=sem, probs=sem_probs, occlusion=occlusion)
         self._folders = {kind: os.fspath(path) for kind, path in folders.items() if path}
         self.categories, self.image_records = _read_images(self.ann_file)
-        self.table = ClassTable(self.categories, sem_values)
+        self.table = ClassTable(self.categories, sem_values, sem_order)
+        if sem and sem_values == "labels" and self.table.ambiguous:
+            raise AnnotationError(f"{self.ann_file}: {ambiguity('the labels of --sem')}")
         positions = _read_records(
             self.instances, self.ann_file, self.image_records, self.table, ranking
         )

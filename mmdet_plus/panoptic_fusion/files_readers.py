@@ -13,12 +13,14 @@ from PIL import Image
 from mmseg_plus.common.coco_checks import AnnotationError, MissingDataError, raise_faults
 from mmseg_plus.common.coco_masks import stack_masks
 
-from .files_inputs import SEM_VALUES, ClassTable, ImageFiles
+from .files_inputs import SEM_VALUES, ClassTable, ImageFiles, ambiguity
 
 # Modes of PIL with one number a pixel; of pictures with a palette that is the colour's number.
 _GREY_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 # Interpolation and half precision may leave [0, 1] by so much.
 _SLACK = 1e-3
+# Sums of many classes in half precision, or rounded to 8 bits once, stray farther.
+_SUM_SLACK = 0.05
 
 
 def read_masks(image: ImageFiles, kept: Sequence[int], source: str) -> np.ndarray:
@@ -101,13 +103,23 @@ def read_probs(image: ImageFiles, table: ClassTable) -> tuple[np.ndarray, list[i
     if numbers is None:
         raise AnnotationError(
             f"{path}: `probs` has {len(probs)} channels; it must have {len(table.ids)}, one for "
-            f"each category in the file's order, or {len(table.stuff) + 1}: things as one, then "
-            "the stuff categories"
+            f"each category, or {len(table.stuff) + 1}: things as one, then the stuff categories"
         )
+    if len(probs) == len(table.ids) and table.ambiguous:
+        raise AnnotationError(f"{path}: {ambiguity('the channels of `probs`')}")
     _require_size(path, probs.shape[1:], image, "resize them to the image")
     if not (probs.min(initial=0) >= -_SLACK and probs.max(initial=0) <= 1 + _SLACK):
         raise AnnotationError(
             f"{path}: `probs` is not in [0, 1]; if these are logits, save their softmax"
+        )
+    sums = probs.sum(axis=0, dtype=np.float32)
+    off = np.abs(sums - 1)
+    if off.max(initial=0) > _SUM_SLACK:
+        row, column = np.unravel_index(off.argmax(), off.shape)
+        raise AnnotationError(
+            f"{path}: `probs` is {sums[row, column]:.3g} in all over the classes at row {row}, "
+            f"column {column}; the probabilities of a pixel must sum to 1: save the softmax over "
+            "all classes, and divide by the sums where a class was left out"
         )
     # PyTorch knows the machine's own byte order alone.
     return probs.astype(probs.dtype.newbyteorder("="), copy=False), numbers
@@ -168,4 +180,5 @@ def _require_size(path: str, shape: Sequence[int], image: ImageFiles, mend: str)
 def _meaning(table: ClassTable) -> str:
     if table.sem_values == "ids":
         return "category ids (0 and 255 for none, unless a category has that id)"
-    return f"labels, 0 to {len(table.ids) - 1} in the order of `categories`, 255 for none"
+    order = "with all things first" if table.sem_order == "things-first" else "in their order"
+    return f"labels, 0 to {len(table.ids) - 1} for `categories` {order}, 255 for none"

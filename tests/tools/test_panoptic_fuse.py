@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from pycocotools import mask as coco_mask
 from mmdet_plus.datasets import make_shapes
 from mmdet_plus.panoptic_fusion import files, fuse_heuristic, unknown_erasing
 from mmdet_plus.panoptic_fusion.files import FusionSettings, fuse_files
+from mmdet_plus.panoptic_fusion.files_inputs import ClassTable, ImageFiles
+from mmdet_plus.panoptic_fusion.files_readers import read_probs
 from mmseg_plus.common.errors import UserError
 from mmseg_plus.common.files import only_one
 
@@ -233,11 +236,74 @@ def test_what_is_written(data, tmp_path):
 
 def test_labels_are_the_same_as_ids(data, tmp_path):
     fuse(data, tmp_path / "ids")
-    settings = FusionSettings(stuff_area_limit=1, sem_values="labels")
+    settings = FusionSettings(stuff_area_limit=1, sem_values="labels", sem_order="file")
     fuse(data, tmp_path / "labels", settings, sem=data / "labels")
     ids, labels = maps(tmp_path / "ids"), maps(tmp_path / "labels")
     assert list(ids) == list(labels) == ["a.png", "c.png", "sub/b.png"]
     assert all(np.array_equal(ids[name], labels[name]) for name in ids)
+
+
+#: Places in CATEGORIES, all things first.
+THINGS_FIRST = [1, 2, 0, 3]
+
+
+def count_things_first(data, root):
+    """The same label maps and probabilities as mmdet's models count."""
+    for name in NAMES:
+        for folder in ("labels", "probs"):
+            (root / folder / name).parent.mkdir(parents=True, exist_ok=True)
+        stem = name[:-4]
+        labels = np.array(Image.open(data / f"labels/{stem}.png"))
+        moved = np.full_like(labels, 255)
+        for label, place in enumerate(THINGS_FIRST):
+            moved[labels == place] = label
+        Image.fromarray(moved).save(root / f"labels/{stem}.png")
+        probs = np.load(data / f"probs/{stem}.npz")["probs"]
+        np.savez(root / f"probs/{stem}.npz", probs=probs[THINGS_FIRST])
+
+
+@pytest.mark.parametrize("kind", ["labels", "probs"])
+def test_what_counts_things_first(data, tmp_path, tool, kind):
+    count_things_first(data, tmp_path)
+    options = dict(labels=["--sem-values", "labels", "--sem"], probs=["--sem-probs"])[kind]
+    for folder, order in ((data, "file"), (tmp_path, "things-first")):
+        code, _, err = tool(
+            *(data / "results.json", "--ann", data / "gt.json", *options, folder / kind),
+            *("--out", order, "--sem-order", order, "--stuff-area-limit", 1, "--workers", 0),
+        )
+        assert code == 0, err
+        settings = json.loads(Path(order, "settings.json").read_text())["settings"]
+        assert settings["sem_order"] == order
+    one, other = maps(tmp_path / "file"), maps(tmp_path / "things-first")
+    assert all(np.array_equal(one[name], other[name]) and one[name].any() for name in one)
+    # The other reading, and none at all.
+    wrong = FusionSettings(stuff_area_limit=1, sem_order="file")
+    if kind == "labels":
+        wrong = replace(wrong, sem_values="labels")
+    given = {options[-1][2:].replace("-", "_"): tmp_path / kind}
+    fuse(data, tmp_path / "wrong", wrong, **given)
+    assert not np.array_equal(maps(tmp_path / "wrong")["a.png"], one["a.png"])
+    code, _, err = tool(
+        *(data / "results.json", "--ann", data / "gt.json", *options, tmp_path / kind),
+        *("--out", "none", "--workers", 0),
+    )
+    assert code == 2 and "say --sem-order file if" in err and "--sem-order things-first if" in err
+    assert {"labels": "gt.json: ", "probs": "probs/a.npz: "}[kind] in err
+    assert not Path("none/panoptic.json").exists()
+
+
+def test_no_order_is_asked_for_where_both_are_the_same(data, tmp_path):
+    count_things_first(data, tmp_path)
+    (tmp_path / "gt.json").write_text((data / "gt.json").read_text())
+    ann_file = write_ann(tmp_path, categories=[CATEGORIES[i] for i in THINGS_FIRST])
+    for order in (None, "file", "things-first"):
+        settings = FusionSettings(stuff_area_limit=1, sem_values="labels", sem_order=order)
+        for kind in ("sem", "sem_probs"):
+            folder = tmp_path / dict(sem="labels", sem_probs="probs")[kind]
+            out = tmp_path / f"{order}-{kind}"
+            fuse(data, out, settings, ann_file=ann_file, **{kind: folder})
+            expected = maps(tmp_path / f"None-{kind}")
+            assert all(np.array_equal(maps(out)[name], expected[name]) for name in expected)
 
 
 def test_every_threshold_arrives(data, tool):
@@ -246,7 +312,7 @@ def test_every_threshold_arrives(data, tool):
         *("--out", "out", "--fuser", "soft-occlusion", "--occlusion", data / "occlusion"),
         *("--score-thr", 0.3, "--overlap-thr", 0.4, "--stuff-area-limit", 5, "--sigma", 2),
         *("--occlusion-thr", 0.1, "--erase-unknown", "--erase-threshold", 0.7),
-        *("--erase-dilation", 2, "--workers", 0),
+        *("--erase-dilation", 2, "--workers", 0, "--sem-order", "file"),
     )
     assert code == 0, err
     assert json.loads(Path("out/settings.json").read_text())["settings"] == dict(
@@ -255,6 +321,7 @@ def test_every_threshold_arrives(data, tool):
         overlap_thr=0.4,
         stuff_area_limit=5,
         sem_values="ids",
+        sem_order="file",
         occlusion_thr=0.1,
         sigma=2,
         erase_unknown=True,
@@ -302,12 +369,13 @@ def things_in_one(data, folder):
 
 
 def test_erasing(data, tmp_path):
-    erase = FusionSettings(stuff_area_limit=1, erase_unknown=True)
+    erase = FusionSettings(stuff_area_limit=1, erase_unknown=True, sem_order="file")
     fuse(data, tmp_path / "sem")
-    fuse(data, tmp_path / "kept", sem_probs=data / "probs")
+    fuse(data, tmp_path / "kept", replace(erase, erase_unknown=False), sem_probs=data / "probs")
     fuse(data, tmp_path / "erased", erase, sem_probs=data / "probs")
     things_in_one(data, tmp_path / "three")
-    fuse(data, tmp_path / "erased-3", erase, sem_probs=tmp_path / "three")
+    # Its channels have but one order.
+    fuse(data, tmp_path / "erased-3", replace(erase, sem_order=None), sem_probs=tmp_path / "three")
     fuse(data, tmp_path / "both", erase, sem=data / "sem", sem_probs=data / "probs")
     sem, kept = maps(tmp_path / "sem"), maps(tmp_path / "kept")
     for name in sem:
@@ -326,7 +394,11 @@ def test_erasing_is_the_functions(data, tmp_path):
         probs = coarse.repeat(4, 1).repeat(4, 2)[:, : size[0], : size[1]]
         np.savez(tmp_path / f"probs/{name[:-4]}.npz", probs=probs / probs.sum(0))
     erase = FusionSettings(
-        stuff_area_limit=1, erase_unknown=True, erase_threshold=0.6, erase_dilation=1
+        stuff_area_limit=1,
+        erase_unknown=True,
+        erase_threshold=0.6,
+        erase_dilation=1,
+        sem_order="file",
     )
     empty = tmp_path / "none.json"
     empty.write_text("[]")
@@ -342,6 +414,18 @@ def test_erasing_is_the_functions(data, tmp_path):
         expected, _ = fuse_heuristic(*none, numbers, stuff_area_limit=1)
         assert np.array_equal(found[f"{name[:-4]}.png"], expected)
     assert erased > 100
+
+
+def test_half_precision_and_many_classes_sum_to_one(tmp_path):
+    """As saved: no sum is exact, and none is refused."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(133, *SIZES[2])) * 3
+    probs = np.exp(logits) / np.exp(logits).sum(0)
+    for kind in (np.float16, np.float32, np.float64):
+        np.savez(tmp_path / "c.npz", probs=probs.astype(kind))
+        table = ClassTable([dict(id=n, isthing=int(n < 80)) for n in range(133)], "ids")
+        image = ImageFiles(1, *SIZES[2], "c.png", [], [], dict(probs=tmp_path / "c.npz"), "")
+        assert read_probs(image, table)[0].shape == probs.shape
 
 
 def test_shapes_from_their_own_ground_truth(tmp_path):
@@ -557,6 +641,12 @@ def bad_array(name, **arrays):
     return lambda root: np.savez(root / name, **arrays)
 
 
+def one_pixel_low():
+    probs = np.full((4, *SIZES[0]), 0.25, np.float32)
+    probs[:, 7, 5] = 0.225
+    return probs
+
+
 def bad_ann(**changes):
     return lambda root: write_ann(root, **changes).rename(root / "gt.json")
 
@@ -564,7 +654,7 @@ def bad_ann(**changes):
 WHO = r"results.json: record 1 \(image_id 101\): "
 SIZE = SIZES[0]
 PAIRS = "occlusion/a.npz"
-ERASE = FusionSettings(erase_unknown=True)
+ERASE = FusionSettings(erase_unknown=True, sem_order="file")
 RANKING = FusionSettings("spatial-ranking")
 HARD = FusionSettings("occlusion")
 BAD = [
@@ -621,8 +711,23 @@ BAD = [
     ),
     (
         bad_image(np.full(SIZE, 4, np.uint8)),
-        "holds 4, .* must be labels, 0 to 3 in the order of `categories`, 255 for none",
-        FusionSettings(sem_values="labels"),
+        "holds 4, .* must be labels, 0 to 3 for `categories` in their order, 255 for none",
+        FusionSettings(sem_values="labels", sem_order="file"),
+    ),
+    (
+        bad_image(np.full(SIZE, 4, np.uint8)),
+        "holds 4, .* 0 to 3 for `categories` with all things first, 255 for none",
+        FusionSettings(sem_values="labels", sem_order="things-first"),
+    ),
+    (
+        bad_array("probs/a.npz", probs=np.ones((4, *SIZE), np.float16)),
+        "probs/a.npz: `probs` is 4 in all over the classes at row 0, column 0; .* save the softmax",
+        ERASE,
+    ),
+    (
+        bad_array("probs/a.npz", probs=one_pixel_low()),
+        "probs/a.npz: `probs` is 0.9 in all over the classes at row 7, column 5; .* must sum to 1",
+        ERASE,
     ),
     (bad_record(image_id=101, ranking_score=None), WHO + "ranking_score None is not", RANKING),
     (
@@ -697,6 +802,7 @@ def test_bad_input_is_named(tmp_path, case):
         (("--sem", "x", "--sem-probs", "y"), "--sem-probs is of no use beside --sem"),
         (("--sem", "x", "--fuser", "occlusion"), "--fuser occlusion needs --occlusion"),
         (("--sem", "x", "--occlusion", "y"), "--occlusion is of no use to --fuser heuristic"),
+        (("--sem", "x", "--sem-order", "file"), "--sem-order is of no use to category ids; say"),
         (("--sem", "x", "--sigma", "0"), "--sigma 0.0: must be a positive number"),
         (("--sem", "nowhere"), "nowhere: there is no such folder of semantic maps"),
     ],
@@ -711,6 +817,10 @@ def test_values_that_cannot_be(data, tool, tmp_path):
     for option, value in (("--fuser", "best"), ("--overlap-thr", "2"), ("--erase-dilation", "-1")):
         code, _, err = tool("r.json", "--ann", "a.json", "--out", "o", option, value)
         assert code == 2 and option in err
-    for settings in (FusionSettings("best"), FusionSettings(sem_values="rgb")):
-        with pytest.raises(UserError, match="best|rgb"):
+    for settings in (
+        FusionSettings("best"),
+        FusionSettings(sem_values="rgb"),
+        FusionSettings(sem_values="labels", sem_order="any"),
+    ):
+        with pytest.raises(UserError, match="best|rgb|--sem-order any: say file or things-first"):
             fuse(data, tmp_path / "out", settings)
