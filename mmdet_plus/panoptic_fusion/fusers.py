@@ -57,7 +57,8 @@ class HeuristicFusion(BasePanopticFusionHead):
 
     Semantics of two kinds are told apart by the number of channels: mmdet's of Panoptic-FPN (the
     stuff classes, then one for all things), and REFINE's (the classes of things, then of stuff).
-    With one class of things the numbers are the same, and ``things_apart`` must tell.
+    With one class of things the numbers are the same: they are taken for mmdet's unless
+    ``things_apart`` says otherwise, as :class:`~mmdet_plus.refine.REFINE` has it say.
 
     Args:
         num_things_classes: Classes of things.
@@ -66,7 +67,8 @@ class HeuristicFusion(BasePanopticFusionHead):
             ``score_thr``; those of :func:`fuse_heuristic` where left out. mmdet's models put
             ``test_cfg.panoptic`` here.
         unknown_erasing: Config of :class:`UnknownErasing`, or an empty dict for its defaults.
-        things_apart: Whether semantics are of REFINE's kind; found out if None.
+        things_apart: Whether semantics are of REFINE's kind, where their number does not tell; None
+            where nobody has said so.
         init_cfg: None.
     """
 
@@ -122,12 +124,6 @@ class HeuristicFusion(BasePanopticFusionHead):
         """The channels of stuff among C."""
         things, stuff = self.num_things_classes, self.num_stuff_classes
         merged, apart = channels == stuff + 1, channels == things + stuff
-        if merged and apart and self.things_apart is None:
-            raise ValueError(
-                f"{type(self).__name__}: with one class of things the semantics do not tell "
-                "whether it comes first (things_apart=True, as in REFINE) or last (False, as in "
-                "Panoptic-FPN): set things_apart"
-            )
         if merged and not (apart and self.things_apart):
             return range(stuff)
         if apart:

@@ -4,7 +4,6 @@ import copy
 from typing import Any
 
 from mmdet.models.detectors.panoptic_two_stage_segmentor import TwoStagePanopticSegmentor
-from mmdet.models.seg_heads import PanopticFPNHead
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmdet.utils import InstanceList, OptConfigType
@@ -57,11 +56,8 @@ class REFINE(WithOcclusionHead, TwoStagePanopticSegmentor):
             )
         self._check_classes()
         self.init_occlusion_head(occlusion_head, occlusion_only)
-        # Where the channels of things are; with one class of things their number does not tell.
         if isinstance(self.semantic_head, ProjectionSemanticHead):
             self.panoptic_fusion_head.things_apart = True
-        elif type(self.semantic_head) is PanopticFPNHead:
-            self.panoptic_fusion_head.things_apart = False
 
     def _check_classes(self) -> None:
         """Compare the numbers of classes, of which a config tells each part anew."""

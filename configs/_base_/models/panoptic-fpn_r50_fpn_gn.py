@@ -36,10 +36,7 @@ model = dict(
             type="CrossEntropyLoss", ignore_index=255, avg_non_ignore=True, loss_weight=0.5
         ),
     ),
-    # The channel of things is the last one. REFINE tells its fuser itself.
-    panoptic_fusion_head=dict(
-        type="HeuristicFusion", num_things_classes=80, num_stuff_classes=53, things_apart=False
-    ),
+    panoptic_fusion_head=dict(type="HeuristicFusion", num_things_classes=80, num_stuff_classes=53),
     test_cfg=dict(
         rcnn=dict(score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5)),
         panoptic=dict(score_thr=0.5, overlap_thr=0.5, stuff_area_limit=4096),

@@ -140,10 +140,9 @@ def test_in_mmdet_s_panoptic_fpn():
     assert (maps[0] >= 1000).any(), "there are instances"
 
 
-def test_one_class_of_things_needs_to_be_told_its_place():
+def test_one_class_of_things_comes_last_unless_told():
     fuser = dict(num_things_classes=1, num_stuff_classes=3)
-    with pytest.raises(ValueError, match="set things_apart"):
-        build("HeuristicFusion", **fuser).stuff_channels(4)
+    assert build("HeuristicFusion", **fuser).stuff_channels(4) == range(3)
     assert build("HeuristicFusion", **fuser, things_apart=True).stuff_channels(4) == range(1, 4)
     assert build("HeuristicFusion", **fuser, things_apart=False).stuff_channels(4) == range(3)
     # Elsewhere the numbers tell.
