@@ -175,3 +175,20 @@ def test_cost_of_occlusion_is_that_of_its_record(repo_root):
     record = read(repo_root, "refine/occlusion_speed.json")
     page = (repo_root / "docs/refine.md").read_text()
     assert occlusion_table(record) in page and record["command"] in page
+
+
+def test_tables_of_fusers_are_those_of_their_records(repo_root, docs_script):
+    page = (repo_root / "docs/results/refine.md").read_text()
+    tables = docs_script("refine_tables").tables()
+    for title, table in tables.items():
+        assert table in page, f"run python docs/refine_tables.py: {title}"
+    for row in read(repo_root, "refine/instances.json")["rows"]:
+        assert row["command"].startswith("python tools/test.py docs/results/refine/instances_t")
+    for path in (repo_root / "docs/results/refine/fusers").glob("*.json"):
+        record = json.loads(path.read_text())
+        assert record["command"].startswith("python tools/compare_fusers.py configs/"), path.name
+        assert record["images"] == record["images_in_set"], path.name
+    for name in ("fusers/refine_seed0", "erasing"):
+        assert read(repo_root, f"refine/{name}.json")["command"] in " ".join(
+            page.replace("\\\n", " ").split()
+        )
