@@ -125,7 +125,7 @@ class BlendMask(WithOcclusionHead, SingleStageInstanceSegmentor):
             :func:`~mmdet_plus.panoptic_fusion.to_mmdet_panoptic` makes it.
         """
         x = self.extract_feat(batch_inputs)
-        results = self._find(x, batch_data_samples, rescale)
+        results = self.find_instances(x, batch_data_samples, rescale)
         metas = [sample.metainfo for sample in batch_data_samples]
         results = self.with_occlusion(x, results, metas, rescale)
         samples = self.add_pred_to_datasample(batch_data_samples, results)
@@ -138,14 +138,10 @@ class BlendMask(WithOcclusionHead, SingleStageInstanceSegmentor):
                 sample.pred_panoptic_seg = self.fuse(sample.pred_instances, seg[:, :rows, :cols])
         return samples
 
-    def find_instances(self, x: tuple[Tensor, ...], batch_data_samples: SampleList) -> InstanceList:
-        """What the model finds in a batch, for its occlusion head to learn from."""
-        return self._find(x, batch_data_samples, rescale=False)
-
-    def _find(
-        self, x: tuple[Tensor, ...], batch_data_samples: SampleList, rescale: bool
+    def find_instances(
+        self, x: tuple[Tensor, ...], batch_data_samples: SampleList, rescale: bool = False
     ) -> InstanceList:
-        """Instances with masks of each image."""
+        """Instances with masks of each image, in pixels of the network's input or the original."""
         levels = self._detection_levels(x)
         results = self.bbox_head.predict(levels, batch_data_samples, rescale=False)
         return self.mask_head.predict(
