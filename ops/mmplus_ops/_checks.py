@@ -174,6 +174,24 @@ def check_label_map(labels: Tensor) -> None:
         raise ValueError(f"labels must have fewer than 2^31 pixels, got {labels.numel()}")
 
 
+def check_id_maps(first: Tensor, second: Tensor) -> None:
+    """Raise unless both are maps, (H, W) int32 or (H, 1 + 3 W) uint8, of one size and device."""
+    sizes = []
+    for value, name in ((first, "first"), (second, "second")):
+        _check_tensor(value, name)
+        if value.dtype not in (torch.int32, torch.uint8):
+            raise TypeError(f"{name} must be int32, or uint8 scanlines, got {value.dtype}")
+        shape = tuple(value.shape)
+        filtered = value.dtype is torch.uint8
+        if len(shape) != 2 or (filtered and shape[1] % 3 != 1):
+            expected = "(H, 1 + 3 W) as uint8" if filtered else "(H, W)"
+            raise ValueError(f"{name} must be {expected}, got shape {shape}")
+        sizes.append((shape[0], shape[1] // 3) if filtered else shape)
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"first and second must be of one size, not {sizes[0]} and {sizes[1]}")
+    _check_device(second, "second", first)
+
+
 def check_positive(value: int, name: str, least: int = 1) -> None:
     """Raise unless ``value`` is a whole number of at least ``least``, below 2^31."""
     if not _is_whole(value) or value < least:

@@ -18,6 +18,7 @@ NAMES = [
     "crop_patches",
     "extract_boundary_patches",
     "mask_intersections",
+    "pair_areas",
     "reassemble_patches",
     "roi_flatten",
     "roi_flatten_backward",
@@ -128,6 +129,11 @@ def samples_of(name):
         ],
         "mask_intersections": [(masks,), (masks[:0],)],
         "connected_components": [(masks[0].long(), []), (masks[0].byte(), [0])],
+        "pair_areas": [
+            (masks[0].int(), masks[1].int()),
+            (masks[0, :0].int(), masks[1, :0].int()),
+            (torch.randint(0, 5, (4, 22), dtype=torch.uint8) // 4, torch.ones(4, 7).int()),
+        ],
     }[name]  # fmt: skip
 
 

@@ -148,6 +148,16 @@ def test_connected_components(shape, ignore):
         assert torch.equal(ours.cpu(), mmplus_ops.connected_components(value, ignore))
 
 
+def test_pair_areas():
+    generator = torch.Generator().manual_seed(3)
+    first, second = torch.randint(0, 4, (2, 50, 70), generator=generator, dtype=torch.int32)
+    scanlines = torch.randint(0, 5, (50, 211), generator=generator, dtype=torch.uint8)
+    for maps in ((first, second), (scanlines, second)):
+        ours = mmplus_ops.pair_areas(*(value.cuda() for value in maps))
+        for found, expected in zip(ours, mmplus_ops.pair_areas(*maps), strict=True):
+            assert torch.equal(found.cpu(), expected)
+
+
 def test_wrong_places_are_named():
     masks = torch.zeros(1, 9, 9, dtype=torch.bool, device="cuda")
     boxes = torch.tensor([[0, 0, 10, 4]], device="cuda")
