@@ -45,6 +45,7 @@ from mmdet_plus.engine.fuser_pictures import Panel, write_panels
 from mmdet_plus.engine.testing import prepare_test_cfg
 from mmdet_plus.engine.training import build_runner
 from mmdet_plus.evaluation import PanopticMetric
+from mmdet_plus.evaluation.id_maps import read_id_map
 from mmdet_plus.evaluation.panoptic_files import split_categories
 from mmdet_plus.evaluation.panoptic_quality import Counts, add_counts, panoptic_figures
 from mmdet_plus.panoptic_fusion import (
@@ -103,8 +104,10 @@ class FuserMetric(PanopticMetric):
             (H, W) int64: label + number x ``INSTANCE_OFFSET`` of things, the label of stuff, and
             the number of classes where there is void, or a crowd.
         """
-        truth = self._truth(sample.metainfo, f"image {sample.metainfo['img_id']!r}")
-        codes = np.full(truth.ids.shape, len(self._cat_ids), np.int64)
+        size = tuple(sample.metainfo["ori_shape"][:2])
+        truth = self._truth(sample.metainfo, size, f"image {sample.metainfo['img_id']!r}")
+        ids = truth.ids.numpy()
+        codes = np.full(size, len(self._cat_ids), np.int64)
         segments = zip(truth.segments.ids, truth.segments.categories, strict=True)
         for number, (ident, category) in enumerate(segments, 1):
             crowd = truth.segments.crowd is not None and truth.segments.crowd[number - 1]
@@ -113,14 +116,18 @@ class FuserMetric(PanopticMetric):
             code = self._cat_ids.index(category)
             if self.categories[category]["isthing"]:
                 code += number * INSTANCE_OFFSET
-            codes[truth.ids == ident] = code
+            codes[ids == ident] = code
         return codes
 
-    def _truth(self, sample: Mapping[str, Any], who: str) -> Any:
+    def _truth(self, sample: Mapping[str, Any], size: tuple[int, int], who: str) -> Any:
         if sample["img_id"] not in self._read:
             self._read.clear()
-            self._read[sample["img_id"]] = super()._truth(sample, who)
+            self._read[sample["img_id"]] = super()._truth(sample, size, who)
         return self._read[sample["img_id"]]
+
+    def _read_truth(self, path: str, who: str, size: tuple[int, int]) -> Tensor:
+        # Ids, for they are looked at more than once.
+        return torch.from_numpy(read_id_map(path, who, size, self.backend_args))
 
 
 class _Entry(NamedTuple):

@@ -2,24 +2,18 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import cv2
-import numpy as np
-from mmengine.fileio import get
 
 from mmdet_plus.datasets.checked_coco import CheckedCOCOPanoptic, PanopticTruth
 from mmdet_plus.datasets.panoptic_checks import tell_things
 from mmseg_plus.common.coco_checks import (
     AnnotationError,
-    MissingDataError,
     leaves_folder,
     raise_faults,
     read_annotation_file,
 )
-from mmseg_plus.common.files import is_remote
 
+from .id_maps import read_for_counting
 from .panoptic_quality import (
     Counts,
     Overlaps,
@@ -191,12 +185,13 @@ def count_image(
     image = truth.imgs[ident]
     size = image["height"], image["width"]
     who = f"image {ident!r}"
-    gt = read_id_map(os.path.join(gt_folder, image["segm_file"]), f"{truth.source}: {who}", size)
+    gt_path = os.path.join(gt_folder, image["segm_file"])
+    gt = read_for_counting(gt_path, f"{truth.source}: {who}", size)
     pred_path = os.path.join(pred_folder, prediction["file_name"])
-    pred = read_id_map(pred_path, f"{pred_source}: {who}", size)
+    pred = read_for_counting(pred_path, f"{pred_source}: {who}", size)
     overlaps = overlap_areas(gt, pred)
     found = segments_of(prediction["segments_info"])._replace(areas=None)
-    faults = contradictions(overlaps.pred_ids, overlaps.areas, found)
+    faults = contradictions(overlaps.pred_areas, found)
     raise_faults(f"{pred_source}: {who} ({pred_path})", faults)
     listed = segments_of(truth.imgToAnns[ident])
     if strict:
@@ -215,69 +210,7 @@ def check_truth(overlaps: Overlaps, listed: Segments, who: str) -> None:
     Raises:
         AnnotationError: With the first contradictions.
     """
-    faults = list(contradictions(overlaps.gt_ids, overlaps.areas, listed))
+    faults = list(contradictions(overlaps.gt_areas, listed))
     if faults:
         faults[-1] += " (`strict=False` counts what is in the PNG)"
         raise_faults(who, faults)
-
-
-def read_id_map(
-    path: str,
-    who: str,
-    size: tuple[int, int] | None = None,
-    backend_args: dict | None = None,
-) -> np.ndarray:
-    """Read the PNG of an image's segments.
-
-    Args:
-        path: The file; mmengine reads it if it is not local.
-        who: The image, for messages.
-        size: Height and width that it must have.
-        backend_args: mmengine's.
-
-    Returns:
-        (H, W) uint32 ids, R + 256 G + 65536 B.
-
-    Raises:
-        MissingDataError: There is no such file.
-        AnnotationError: It is no picture, has not the size, or holds no colours of 8 bits.
-    """
-    try:
-        remote = is_remote(path, backend_args)
-        raw = get(path, backend_args) if remote else Path(path).read_bytes()
-    except OSError as error:
-        raise MissingDataError(
-            f"{who}: its PNG {path} cannot be read ({error.strerror or error}); put it there, or "
-            "correct the folder or the annotation's `file_name`"
-        ) from None
-    # As it is: neither turned as a camera was held, nor brought to 8 bits.
-    picture = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED) if raw else None
-    if picture is None:
-        raise AnnotationError(
-            f"{who}: {path} cannot be read as a picture; is it cut short? Write it again"
-        )
-    if size is not None and picture.shape[:2] != tuple(size):
-        raise AnnotationError(
-            f"{who}: {path} is {list(picture.shape[:2])} (height, width) but the image is "
-            f"{list(size)}; write it at the image's size, without interpolation: its colours are "
-            "ids"
-        )
-    if picture.ndim == 2 and not picture.any():
-        return np.zeros(picture.shape, np.uint32)
-    if picture.dtype != np.uint8 or picture.ndim == 2:
-        kind = "grey" if picture.ndim == 2 else "a picture"
-        raise AnnotationError(
-            f"{who}: {path} is {kind} of {8 * picture.itemsize} bits; ids stand in three colours "
-            "of 8 bits, R + 256 G + 65536 B: write it with panopticapi's id2rgb"
-        )
-    alpha = picture.shape[2] == 4
-    rgba = cv2.cvtColor(picture, cv2.COLOR_BGRA2RGBA if alpha else cv2.COLOR_BGR2RGBA)
-    ids = rgba.view("<u4")[..., 0]
-    ids &= 0xFFFFFF
-    return ids
-
-
-def encode_id_map(ids: np.ndarray) -> bytes:
-    """The PNG of (H, W) whole numbers in [0, 2^24), the reverse of :func:`read_id_map`."""
-    bgr = np.stack([ids >> 16 & 255, ids >> 8 & 255, ids & 255], -1).astype(np.uint8)
-    return cv2.imencode(".png", bgr)[1].tobytes()

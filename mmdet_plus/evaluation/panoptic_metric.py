@@ -11,6 +11,7 @@ from mmdet.evaluation.functional import INSTANCE_OFFSET
 from mmdet.registry import METRICS
 from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger, print_log
+from torch import Tensor
 
 from mmdet_plus.datasets.checked_coco import PanopticTruth
 from mmdet_plus.datasets.panoptic_checks import tell_things, things_told
@@ -18,7 +19,8 @@ from mmseg_plus.common.coco_checks import raise_faults
 from mmseg_plus.common.errors import UserError
 from mmseg_plus.common.files import write_file, write_json
 
-from .panoptic_files import check_truth, encode_id_map, read_id_map, split_categories
+from .id_maps import encode_id_map, read_for_counting
+from .panoptic_files import check_truth, split_categories
 from .panoptic_quality import (
     VOID,
     Counts,
@@ -35,9 +37,9 @@ from .panoptic_quality import (
 
 
 class _Truth(NamedTuple):
-    """Ground truth of one image: its ids (H, W), its segments, its name in messages."""
+    """Ground truth of one image: its map for ``pair_areas``, its segments, its name in messages."""
 
-    ids: np.ndarray
+    ids: Tensor
     segments: Segments
     who: str
 
@@ -228,11 +230,12 @@ class PanopticMetric(CocoPanopticMetric):
     def _count(
         self, sample: dict, encoded: np.ndarray, void: set[int], who: str
     ) -> dict[int, Counts]:
-        truth = self._truth(sample, who)
-        if truth.ids.shape != encoded.shape:
+        size = tuple(sample["ori_shape"][:2])
+        truth = self._truth(sample, size, who)
+        if size != encoded.shape:
             raise UserError(
                 f"PanopticMetric: the prediction on {who} is {list(encoded.shape)} (height, width) "
-                f"but its ground truth is {list(truth.ids.shape)}; predict with rescale=True"
+                f"but its ground truth is {list(size)}; predict with rescale=True"
             )
         overlaps = overlap_areas(truth.ids, encoded)
         if self.strict:
@@ -254,9 +257,8 @@ class PanopticMetric(CocoPanopticMetric):
             )
         return np.array(self._cat_ids, np.int64)[labels]
 
-    def _truth(self, sample: dict, who: str) -> _Truth:
+    def _truth(self, sample: dict, size: tuple[int, int], who: str) -> _Truth:
         """Read the ground truth of a sample."""
-        size = tuple(sample["ori_shape"][:2])
         path = sample.get("seg_map_path")
         if self._coco_api is None:
             if "segments_info" not in sample:
@@ -285,8 +287,12 @@ class PanopticMetric(CocoPanopticMetric):
                 f"PanopticMetric: nothing tells where the PNG of {who} is; give `seg_prefix`, the "
                 "folder of the ground truth's PNGs"
             )
-        ids = read_id_map(path, f"{source}: {who}", size, self.backend_args)
+        ids = self._read_truth(path, f"{source}: {who}", size)
         return _Truth(ids, segments, f"{source}: {who} ({path})")
+
+    def _read_truth(self, path: str, who: str, size: tuple[int, int]) -> Tensor:
+        """A map for ``pair_areas``."""
+        return read_for_counting(path, who, size, self.backend_args)
 
     def _image(self, sample: dict, who: str) -> dict:
         """The record of a sample's image."""

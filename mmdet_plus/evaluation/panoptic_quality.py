@@ -18,18 +18,22 @@ Per category, PQ is the sum of the matches' IoU over TP + FP/2 + FN/2, SQ the me
 matches (0 without one) and RQ TP over that same sum; PQ = SQ x RQ. The figures of a group are means
 over its categories that occur in ground truth or predictions at all.
 
-All of it follows from the areas of the pairs (true id, predicted id). Maps of segments have long
-runs of equal pixels, so :func:`overlap_areas` looks for the ends of the runs and sorts those, some
-thousands, in place of all pixels.
+All of it follows from the areas of the pairs (true id, predicted id), which
+:func:`mmplus_ops.pair_areas` counts.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from terminaltables import AsciiTable
+from torch import Tensor
 
+from mmplus_ops import pair_areas
 from mmseg_plus.common.coco_checks import CROWD_FLAGS, raise_faults
 
 VOID = 0
@@ -52,7 +56,8 @@ class Segments(NamedTuple):
     areas: np.ndarray | None = None
 
 
-class Overlaps(NamedTuple):
+@dataclass(frozen=True)
+class Overlaps:
     """Areas of all pairs of a true and a predicted id that share pixels.
 
     Attributes:
@@ -64,6 +69,16 @@ class Overlaps(NamedTuple):
     gt_ids: np.ndarray
     pred_ids: np.ndarray
     areas: np.ndarray
+
+    @cached_property
+    def gt_areas(self) -> dict[int, int]:
+        """Pixels of each true id."""
+        return _sums(self.gt_ids, self.areas)
+
+    @cached_property
+    def pred_areas(self) -> dict[int, int]:
+        """Pixels of each predicted id."""
+        return _sums(self.pred_ids, self.areas)
 
 
 class Counts(NamedTuple):
@@ -107,7 +122,7 @@ def pq_statistics(
     overlaps = overlap_areas(gt, pred)
     raise_faults("ground truth", _crowd_faults(gt_segments))
     found = segments_of(pred_segments)
-    raise_faults("predictions", contradictions(overlaps.pred_ids, overlaps.areas, found))
+    raise_faults("predictions", contradictions(overlaps.pred_areas, found))
     return count_segments(overlaps, segments_of(gt_segments), found)
 
 
@@ -129,12 +144,12 @@ def segments_of(records: Sequence[Mapping[str, Any]]) -> Segments:
     return Segments(ids, categories, crowd, areas)
 
 
-def overlap_areas(gt: np.ndarray, pred: np.ndarray) -> Overlaps:
+def overlap_areas(gt: np.ndarray | Tensor, pred: np.ndarray | Tensor) -> Overlaps:
     """Count the pixels of all pairs of ids.
 
     Args:
-        gt: (H, W) whole numbers in [0, 2^31).
-        pred: (H, W), likewise.
+        gt: (H, W) whole numbers in [0, 2^31), or a map as :func:`mmplus_ops.pair_areas` takes it.
+        pred: Likewise.
 
     Returns:
         The pairs that occur, each once, sorted by true id, then by predicted id.
@@ -142,39 +157,40 @@ def overlap_areas(gt: np.ndarray, pred: np.ndarray) -> Overlaps:
     Raises:
         ValueError: The shapes differ, or an id is out of range.
     """
-    if gt.shape != pred.shape:
-        raise ValueError(f"id maps of one image have one size, not {gt.shape} and {pred.shape}")
-    if not gt.size:
-        return Overlaps(*np.zeros((3, 0), np.int64))
-    gt, pred = gt.ravel(), pred.ravel()
-    change = gt[1:] != gt[:-1]
-    change |= pred[1:] != pred[:-1]
-    bounds = np.concatenate(([0], change.nonzero()[0] + 1, [gt.size]))
-    starts, lengths = bounds[:-1], bounds[1:] - bounds[:-1]
-    gt, pred = gt[starts].astype(np.int64), pred[starts].astype(np.int64)
-    for ids in (gt, pred):
-        if not 0 <= ids.min() <= ids.max() < 2**31:
-            raise ValueError(f"ids must be in [0, 2^31), found {ids.min()} to {ids.max()}")
-    pairs, number = np.unique((gt << 32) | pred, return_inverse=True)
-    # The sums are whole numbers, which doubles hold exactly up to 2^53.
-    areas = np.bincount(number, lengths, minlength=len(pairs)).astype(np.int64)
-    return Overlaps(pairs >> 32, pairs & 0xFFFFFFFF, areas)
+    maps = (x if isinstance(x, Tensor) else torch.from_numpy(_as_int32(x)) for x in (gt, pred))
+    pairs, areas = pair_areas(*maps)
+    gt_ids, pred_ids = pairs.numpy().T
+    for ids in (gt_ids, pred_ids):
+        _check_range(ids)
+    return Overlaps(gt_ids, pred_ids, areas.numpy())
 
 
-def contradictions(ids: np.ndarray, areas: np.ndarray, listed: Segments) -> Iterator[str]:
+def _as_int32(ids: np.ndarray) -> np.ndarray:
+    """The ids as they are counted: in memory of their own that torch may have."""
+    if ids.dtype.itemsize >= 4 and ids.dtype != np.int32:
+        # As 32 bits they would be others.
+        _check_range(ids)
+    return np.require(ids, np.int32, ["C", "W"])
+
+
+def _check_range(ids: np.ndarray) -> None:
+    if not ids.size:
+        return
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= 2**31:
+        raise ValueError(f"ids must be in [0, 2^31), found {low} to {high}")
+
+
+def contradictions(pixels: Mapping[int, int], listed: Segments) -> Iterator[str]:
     """Where an id map and the records of its segments do not agree.
 
     Args:
-        ids: (K,) ids in the map; one may occur more than once.
-        areas: (K,) their pixels.
+        pixels: Of each id in the map.
         listed: The records. Their areas are compared if they are there.
 
     Yields:
         Descriptions of faults, each with its mend.
     """
-    pixels: Counter[int] = Counter()
-    for ident, area in zip(ids.tolist(), areas.tolist(), strict=True):
-        pixels[ident] += area
     records = listed.ids.tolist()
     told = [None] * len(records) if listed.areas is None else listed.areas.tolist()
     for ident in sorted(pixels.keys() - set(records) - {VOID}):
@@ -184,7 +200,7 @@ def contradictions(ids: np.ndarray, areas: np.ndarray, listed: Segments) -> Iter
             "R + 256 G + 65536 B"
         )
     for ident, area in zip(records, told, strict=True):
-        if not pixels[ident]:
+        if ident not in pixels:
             yield (
                 f"segment {ident} is in `segments_info` but has no pixel in the PNG; remove it. "
                 "Ids in a PNG are R + 256 G + 65536 B"
@@ -207,46 +223,51 @@ def count_segments(overlaps: Overlaps, truth: Segments, found: Segments) -> dict
     Returns:
         Counts of the categories that have any.
     """
-    of_truth = _positions(truth.ids, overlaps.gt_ids)
-    of_found = _positions(found.ids, overlaps.pred_ids)
+    true_categories = dict(zip(truth.ids.tolist(), truth.categories.tolist(), strict=True))
+    found_categories = dict(zip(found.ids.tolist(), found.categories.tolist(), strict=True))
+    crowds = [] if truth.crowd is None else truth.ids[truth.crowd].tolist()
+    crowd_of = {true_categories[crowd]: crowd for crowd in crowds}
 
-    def found_pixels(where: np.ndarray) -> np.ndarray:
-        """Pixels of each predicted segment in some of the pairs."""
-        return _sums(of_found[where], overlaps.areas[where], len(found.ids))
-
-    hit = of_found >= 0
-    found_areas = found_pixels(hit)
-    on_void = found_pixels(hit & (overlaps.gt_ids == VOID))
-    known = of_truth >= 0
     # Not the records' areas, which panopticapi takes: one too small makes an IoU above 1.
-    true_areas = _sums(of_truth[known], overlaps.areas[known], len(truth.ids))
-    crowd = np.zeros(len(truth.ids), bool) if truth.crowd is None else truth.crowd
+    true_areas, found_areas = overlaps.gt_areas, overlaps.pred_areas
+    # Pixels of pairs of one category; of predicted segments on void.
+    shared, on_void = defaultdict(int), defaultdict(int)
+    columns = (overlaps.gt_ids, overlaps.pred_ids, overlaps.areas)
+    for gt, pred, area in zip(*(column.tolist() for column in columns), strict=True):
+        if gt == VOID:
+            on_void[pred] += area
+        elif pred in found_categories and true_categories.get(gt) == found_categories[pred]:
+            shared[gt, pred] += area
 
-    pairs = np.flatnonzero(hit & known)
-    gt, pred, shared = of_truth[pairs], of_found[pairs], overlaps.areas[pairs]
-    iou = shared / (found_areas[pred] + true_areas[gt] - shared - on_void[pred])
-    match = (truth.categories[gt] == found.categories[pred]) & ~crowd[gt] & (iou > 0.5)
-    own_crowd = np.full(len(found.ids), -1)
-    for crowd_segment in np.flatnonzero(crowd):
-        own_crowd[found.categories == truth.categories[crowd_segment]] = crowd_segment
-    on_crowd = found_pixels(pairs[gt == own_crowd[pred]])
-    gt, pred, iou = gt[match], pred[match], iou[match]
-
-    missed = ~crowd
-    missed[gt] = False
-    wrong = (on_void + on_crowd) / found_areas <= 0.5
-    wrong[pred] = False
-
-    matched = found.categories[pred].tolist()
-    tp, fp = Counter(matched), Counter(found.categories[wrong].tolist())
-    fn = Counter(truth.categories[missed].tolist())
-    total = dict.fromkeys(tp, 0.0)
-    for category, value in zip(matched, iou.tolist(), strict=True):
-        total[category] += value
+    tp, fp, fn = Counter(), Counter(), Counter()
+    total = defaultdict(float)
+    done, matched = set(crowds), set()
+    for (gt, pred), area in shared.items():
+        iou = area / (found_areas[pred] + true_areas[gt] - area - on_void[pred])
+        if iou > 0.5 and gt not in crowds:
+            category = true_categories[gt]
+            tp[category] += 1
+            total[category] += iou
+            done.add(gt)
+            matched.add(pred)
+    for gt, category in true_categories.items():
+        if gt not in done:
+            fn[category] += 1
+    for pred, category in found_categories.items():
+        on_crowd = shared.get((crowd_of.get(category), pred), 0)
+        if pred not in matched and (on_void[pred] + on_crowd) / found_areas[pred] <= 0.5:
+            fp[category] += 1
     return {
-        category: Counts(tp[category], fp[category], fn[category], total.get(category, 0.0))
+        category: Counts(tp[category], fp[category], fn[category], total[category])
         for category in sorted(tp.keys() | fp.keys() | fn.keys())
     }
+
+
+def _sums(ids: np.ndarray, areas: np.ndarray) -> dict[int, int]:
+    total: dict[int, int] = defaultdict(int)
+    for ident, area in zip(ids.tolist(), areas.tolist(), strict=True):
+        total[ident] += area
+    return total
 
 
 def add_counts(parts: Iterable[Mapping[int, Counts]]) -> dict[int, Counts]:
@@ -313,17 +334,3 @@ def class_table(counts: Mapping[str, Counts | None]) -> str:
         figures = ["-"] * 3 if quality is None else [f"{100 * v:.3f}" for v in quality.values()]
         rows.append([name, *figures, *(map(str, own[:3]) if own else "000")])
     return AsciiTable(rows).table
-
-
-def _positions(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """(K,) place of each wanted id among (N,) ids, -1 where it is not there."""
-    if not len(ids):
-        return np.full(len(wanted), -1)
-    order = np.argsort(ids)
-    place = order[np.searchsorted(ids, wanted, sorter=order).clip(max=len(ids) - 1)]
-    return np.where(ids[place] == wanted, place, -1)
-
-
-def _sums(index: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
-    """(size,) int64 sums of the values by index; exact below 2^53."""
-    return np.bincount(index, values, minlength=size).astype(np.int64)

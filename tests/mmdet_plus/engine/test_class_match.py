@@ -19,7 +19,7 @@ from mmdet_plus.engine import test as run_test
 from mmdet_plus.engine.class_match import check_model_classes
 from mmdet_plus.engine.errors import UserError
 from mmdet_plus.engine.fuser_comparison import compare_fusers
-from mmdet_plus.evaluation.panoptic_files import encode_id_map
+from mmdet_plus.evaluation.id_maps import encode_id_map
 
 KINDS = dict(cat=(1, 1), dog=(2, 1), sky=(3, 0), grass=(4, 0))
 CLASSES = tuple(KINDS)

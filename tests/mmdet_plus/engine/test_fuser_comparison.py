@@ -21,7 +21,7 @@ from tiny_mr_rcnn import TWO_IMAGES
 from tiny_refine import CHANNELS, STUFF, THINGS, build, make_panoptic_batch, model_cfg
 
 import mmdet_plus.blendmask  # noqa: F401, registers its parts
-from mmdet_plus.engine import prepare_test_cfg
+from mmdet_plus.engine import fuser_comparison, prepare_test_cfg
 from mmdet_plus.engine import test as run_test
 from mmdet_plus.engine.compared_fusers import (
     RecordingFusionHead,
@@ -43,8 +43,7 @@ from mmdet_plus.engine.fuser_comparison import (
     use_fuser_metric,
 )
 from mmdet_plus.engine.fuser_pictures import Panel, draw_panels
-from mmdet_plus.evaluation import panoptic_metric
-from mmdet_plus.evaluation.panoptic_files import encode_id_map
+from mmdet_plus.evaluation.id_maps import encode_id_map
 from mmdet_plus.visualization.panoptic_map import ERASED
 from mmseg_plus.common.config import read_config
 from mmseg_plus.common.progress import ProgressLine
@@ -797,9 +796,9 @@ def test_the_truth_as_a_map(crowded, data):
 
 def test_metrics_count_apart_and_read_the_truth_once(crowded, data, monkeypatch):
     reads = []
-    read = panoptic_metric.read_id_map
+    read = fuser_comparison.read_id_map
     monkeypatch.setattr(
-        panoptic_metric, "read_id_map", lambda path, *a: reads.append(path) or read(path, *a)
+        fuser_comparison, "read_id_map", lambda path, *a: reads.append(path) or read(path, *a)
     )
     metrics = [crowded.another() for _ in range(2)]
     for number in (1, 2):

@@ -4,15 +4,13 @@ import copy
 import json
 import re
 
-import cv2
 import numpy as np
 import pytest
 from panopticapi.evaluation import pq_compute_single_core
-from PIL import Image
 
 from mmdet_plus.benchmark.panoptic import perturb
 from mmdet_plus.evaluation import pq_from_files
-from mmdet_plus.evaluation.panoptic_files import encode_id_map, read_id_map
+from mmdet_plus.evaluation.id_maps import encode_id_map, read_id_map
 from mmseg_plus.common.coco_checks import AnnotationError, MissingDataError
 
 GROUPS = (("", None), ("_th", True), ("_st", False))
@@ -296,18 +294,3 @@ def test_pngs_that_cannot_be_used(files, kind, name):
     path.write_bytes(encode_id_map(np.zeros((48, 59), int)))
     with pytest.raises(AnnotationError, match=rf"{who} is \[48, 59\] .*the image is \[48, 60\]"):
         pq_from_files(*arguments)
-
-
-def test_a_tag_of_how_the_camera_was_held_turns_nothing(tmp_path):
-    ids = np.arange(20).reshape(4, 5)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    picture = Image.fromarray(np.stack([ids, 0 * ids, 0 * ids], -1).astype(np.uint8))
-    picture.save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(read_id_map(str(tmp_path / "turned.png"), "x", (4, 5)), ids)
-
-
-def test_a_picture_without_colours_is_all_void(tmp_path):
-    """As what makes PNGs small writes it."""
-    cv2.imwrite(str(tmp_path / "void.png"), np.zeros((4, 5), np.uint8))
-    np.testing.assert_array_equal(read_id_map(str(tmp_path / "void.png"), "x"), np.zeros((4, 5)))

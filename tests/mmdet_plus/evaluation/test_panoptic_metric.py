@@ -20,7 +20,7 @@ from mmengine.structures import PixelData
 from mmdet_plus.benchmark.panoptic import perturb
 from mmdet_plus.datasets import CheckedCocoPanopticDataset, ShapesPanopticDataset, make_shapes
 from mmdet_plus.evaluation import PanopticMetric, pq_from_files, pq_statistics
-from mmdet_plus.evaluation.panoptic_files import encode_id_map, read_id_map
+from mmdet_plus.evaluation.id_maps import encode_id_map, read_id_map
 from mmdet_plus.evaluation.panoptic_quality import add_counts, panoptic_figures
 from mmseg_plus.common.errors import UserError
 

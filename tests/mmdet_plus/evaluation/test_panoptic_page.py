@@ -9,7 +9,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
 from mmdet_plus.evaluation import pq_from_files
-from mmdet_plus.evaluation.panoptic_files import encode_id_map
+from mmdet_plus.evaluation.id_maps import encode_id_map
 
 # In no order, and neither 1 to N nor things first.
 KINDS = dict(sky=(40, 0), cat=(7, 1), grass=(9, 0), dog=(2, 1), road=(3, 0))
