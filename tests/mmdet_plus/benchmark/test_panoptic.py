@@ -11,6 +11,7 @@ from mmdet_plus.benchmark.panoptic import markdown, panoptic_speed, perturb
 from mmdet_plus.datasets import make_shapes
 from mmdet_plus.evaluation import pq_statistics
 from mmdet_plus.evaluation.panoptic_quality import Counts
+from mmplus_ops import has_compiled_ops
 
 
 def grid(size=192, cell=24):
@@ -53,6 +54,21 @@ def test_record_of_drawn_and_given_data(tmp_path):
     assert record["threads"] == 1 and str(tmp_path) not in json.dumps(record)
     table = markdown(record)
     assert table.count("\n") == 8 and "| panoptic_val, 2 images | PNGs of predictions |" in table
+
+
+def test_the_plain_ops_are_measured_as_well(tmp_path, monkeypatch):
+    root = make_shapes(tmp_path, num_train=1, num_val=1, image_size=(96, 64), progress=False)
+    files = root / "annotations/panoptic_val.json", root / "panoptic_val", tmp_path / "maps"
+    compiled = []
+
+    def count(maps):
+        compiled.append(has_compiled_ops())
+        return {}
+
+    monkeypatch.setattr(panoptic, "count_ours", count)
+    for case, _ in panoptic._cases(*files):
+        case.ours()
+    assert compiled == [has_compiled_ops(), False]
 
 
 def test_the_page_quotes_the_record(repo_root):
