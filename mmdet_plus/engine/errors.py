@@ -1,11 +1,14 @@
 """How a command shows the errors that a user can mend."""
 
+import gc
 import os
 import pickle
 import re
 import sys
 import time
 from collections.abc import Callable
+
+from torch import distributed as dist
 
 from mmseg_plus.common.errors import UserError
 
@@ -19,6 +22,8 @@ _RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 
 def run_command(job: Callable[[], object]) -> int:
     """Run a command's work and turn mistakes of the user's into one line on stderr.
+
+    A process group that the work has left open is closed.
 
     Args:
         job: The work, without arguments.
@@ -42,7 +47,22 @@ def run_command(job: Callable[[], object]) -> int:
             who = f"rank {rank}: "
         print(f"{who}error: {_message(error)}", file=sys.stderr, flush=True)
         return 2
+    # Not after an error: the others may wait for this process, and learn of it by its end.
+    if dist.is_available() and dist.is_initialized():
+        _close_process_group()
     return 0
+
+
+def _close_process_group() -> None:
+    """End the threads of a process group while the interpreter is there.
+
+    To let go of a tensor a thread of gloo's takes the interpreter's lock. If Python is shutting
+    down by then, the process aborts, and a training that has succeeded ends with an error.
+    """
+    # The group ends with the last of its owners. A wrapped model, itself in a cycle of references,
+    # must not be that: it would wait for the threads and hold the lock.
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def _message(error: Exception) -> str:

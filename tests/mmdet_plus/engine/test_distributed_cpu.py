@@ -1,16 +1,18 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 from small_training import small_options
 from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from mmdet_plus.datasets import make_shapes
 from mmdet_plus.engine import distributed, prepare_train_cfg
-from mmdet_plus.engine.errors import UserError
+from mmdet_plus.engine.errors import UserError, run_command
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 
@@ -49,6 +51,31 @@ def test_config_for_processes_without_gpu(no_launcher, tmp_path):
     assert cfg.model.norm_cfg.type == cfg.model.heads[0].norm_cfg.type == "BN"
     assert cfg.model_wrapper_cfg.device_ids is None
     assert cfg.model_wrapper_cfg.find_unused_parameters
+
+
+def threads_of_gloo():
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads")
+def test_a_command_leaves_no_process_group_open(no_launcher):
+    """Its threads could abort the process while the interpreter shuts down."""
+    for name, value in dict(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_PORT="0").items():
+        no_launcher.setenv(name, value)
+    seen = []
+
+    def job():
+        distributed.open_cpu_group("pytorch")
+        model = DistributedDataParallel(torch.nn.Linear(2, 1))
+        # As hooks and runner do.
+        model.runner = [model]
+        seen.append(len(threads_of_gloo()))
+
+    for _ in range(2):
+        assert run_command(job) == 0
+        assert not dist.is_initialized() and threads_of_gloo() == []
+    assert min(seen) > 0
 
 
 def test_nothing_changes_without_a_launcher():
