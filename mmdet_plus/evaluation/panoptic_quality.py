@@ -157,8 +157,12 @@ def overlap_areas(gt: np.ndarray | Tensor, pred: np.ndarray | Tensor) -> Overlap
     Raises:
         ValueError: The shapes differ, or an id is out of range.
     """
-    maps = (x if isinstance(x, Tensor) else torch.from_numpy(_as_int32(x)) for x in (gt, pred))
-    pairs, areas = pair_areas(*maps)
+    first, second = (
+        x if isinstance(x, Tensor) else torch.from_numpy(_as_int32(x)) for x in (gt, pred)
+    )
+    if first.dtype == second.dtype and first.shape != second.shape:
+        raise ValueError(f"id maps of one image have one size, not {gt.shape} and {pred.shape}")
+    pairs, areas = pair_areas(first, second)
     gt_ids, pred_ids = pairs.numpy().T
     for ids in (gt_ids, pred_ids):
         _check_range(ids)

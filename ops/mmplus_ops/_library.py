@@ -17,6 +17,8 @@ import torch
 
 _HOME = Path(__file__).resolve().parent
 _SUFFIXES = (".so", ".pyd", ".dylib")
+# Operators that the library does not bring for the CPU, filled in as they are defined.
+LACKING: set[str] = set()
 _MARKER = re.compile(rb"mmplus-built-for-torch=([^;\x00]{1,64});")
 
 
@@ -27,18 +29,22 @@ class LoadResult(NamedTuple):
     error: str | None
 
 
-def has_compiled_ops() -> bool:
+def has_compiled_ops(operator: str | None = None) -> bool:
     """Tell whether the compiled kernels are in use.
 
     False where the library is absent or was built for another torch (one warning says so), and
     wherever the environment has ``MMPLUS_WITH_OPS=0``, which is read at every call.
+
+    Args:
+        operator: Ask for this one: a library that was built before there was such an operator
+            lacks it.
     """
     if _switched_off():
         return False
     error = load_library().error
     if error is not None:
         _warn(error)
-    return error is None
+    return error is None and operator not in LACKING
 
 
 def ops_info() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import has_compiled_ops, load_library, ops_info
+from ._library import LACKING, has_compiled_ops, load_library, ops_info
 
 _NAMESPACE = "mmplus"
 _DEVICES = ("CPU", "CUDA")
@@ -38,6 +38,8 @@ def define(schema: str, fake: Callable[..., Any], plain: Callable[..., Any]) -> 
     for device in _DEVICES:
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{_NAMESPACE}::{name}", device):
             _LIBRARY.impl(name, plain, device)
+            if device == "CPU":
+                LACKING.add(name)
     return getattr(getattr(torch.ops, _NAMESPACE), name).default
 
 

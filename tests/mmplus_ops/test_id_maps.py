@@ -113,6 +113,13 @@ def test_wrong_maps_are_named(way, first, second, error, text):
         pair_areas(first, second)
 
 
+@needs_compiled_ops
+def test_the_operator_itself_reads_no_further_than_the_maps():
+    for other in (ZEROS[:2], ZEROS[:, :3], LINES[:2]):
+        with pytest.raises(ValueError, match="maps of 3 x 4 and "):
+            torch.ops.mmplus.pair_areas(ZEROS, other)
+
+
 # ---- scanlines ----
 
 

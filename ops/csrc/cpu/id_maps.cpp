@@ -272,6 +272,9 @@ std::tuple<at::Tensor, at::Tensor> pair_areas(const at::Tensor& first, const at:
   Rows first_rows(first), second_rows(second);
   Areas areas;
   const int64_t height = first.size(0), width = first_rows.width();
+  TORCH_CHECK_VALUE(
+      second.size(0) == height && second_rows.width() == width,
+      "maps of ", height, " x ", width, " and ", second.size(0), " x ", second_rows.width());
   for (int64_t row = 0; row < height && width > 0; ++row) {
     const int32_t* a = first_rows.next();
     const int32_t* b = second_rows.next();

@@ -18,7 +18,7 @@ from mmdet_plus.evaluation.id_maps import (
     read_for_counting,
     read_id_map,
 )
-from mmplus_ops import pair_areas
+from mmplus_ops import _library, pair_areas
 from mmseg_plus.common.coco_checks import AnnotationError, MissingDataError
 
 HEIGHT, WIDTH = 40, 53
@@ -166,9 +166,38 @@ def test_changed_bytes_are_noticed(ids):
         assert plain_scanlines(bytes(changed), (HEIGHT, WIDTH)) is None, at
 
 
-def test_filters_that_there_are_not(ids):
+def test_data_that_is_no_picture(way, tmp_path, ids):
+    """Too much, too little, nothing, or a filter that there is not."""
     whole = encode_id_map(ids)
-    lines = bytearray(plain_scanlines(whole, (HEIGHT, WIDTH)).numpy().tobytes())
-    lines[3 * (1 + 3 * WIDTH)] = 5
-    png = whole[:33] + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
-    assert plain_scanlines(png, (HEIGHT, WIDTH)) is None
+    good = plain_scanlines(whole, (HEIGHT, WIDTH)).numpy().tobytes()
+    wrong = bytearray(good)
+    wrong[3 * (1 + 3 * WIDTH)] = 5
+    path = tmp_path / "a.png"
+    for lines in (good, b"", good[:-1], good[: len(good) // 2], good + b"0", bytes(wrong)):
+        png = whole[:33] + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+        assert (plain_scanlines(png, (HEIGHT, WIDTH)) is not None) == (lines == good)
+        path.write_bytes(png)
+        try:
+            found = read_for_counting(str(path), "image 1", (HEIGHT, WIDTH))
+        except AnnotationError as error:
+            assert "image 1: " in str(error) and "a.png cannot be read as a pict" in str(error)
+        else:
+            # Too much is no fault to OpenCV.
+            assert lines in (good, good + b"0")
+            assert_same(found, ids)
+
+
+@pytest.mark.parametrize("size", [(HEIGHT, 2**33), (-HEIGHT, WIDTH), (0, 0)])
+def test_sizes_that_cannot_be(way, tmp_path, ids, size):
+    (tmp_path / "a.png").write_bytes(encode_id_map(ids))
+    with pytest.raises(AnnotationError, match=rf"the image is \[{size[0]}, {size[1]}\]"):
+        read_for_counting(str(tmp_path / "a.png"), "image 1", size)
+
+
+def test_a_library_without_the_operator_leaves_pngs_to_opencv(tmp_path, ids, monkeypatch):
+    """Built before there was one: the plain form reads scanlines pixel by pixel."""
+    (tmp_path / "a.png").write_bytes(encode_id_map(ids))
+    monkeypatch.setattr(_library, "LACKING", {"pair_areas"})
+    found = read_for_counting(str(tmp_path / "a.png"), "image 1", (HEIGHT, WIDTH))
+    assert found.dtype is torch.int32
+    assert_same(found, ids)
