@@ -33,6 +33,12 @@ def parse_args() -> argparse.Namespace:
         "have it; for models with an OcclusionHead",
     )
     parser.add_argument(
+        "--top-first",
+        action="store_true",
+        help="the ground truth lists the things of an image from the top down, as Shapes does: "
+        "also tell how many overlapping pairs that order has right; likewise",
+    )
+    parser.add_argument(
         "--cfg-options", nargs="+", action=OptionsAction, metavar="KEY=VALUE", help="as of test.py"
     )
     return parser.parse_args()
@@ -50,6 +56,7 @@ def main() -> int:
             show_dir=args.show_dir,
             show=args.show,
             true_order=args.true_order,
+            top_first=args.top_first,
             cfg_options=args.cfg_options,
             command=sys.argv,
         )

@@ -147,6 +147,7 @@ def compare_fusers(
     show_dir: str | None = None,
     show: int = 8,
     true_order: bool = False,
+    top_first: bool = False,
     cfg_options: dict | None = None,
     command: Sequence[str] = (),
     line: ProgressLine | None = None,
@@ -167,6 +168,8 @@ def compare_fusers(
         true_order: Whether instances are also pasted in the order of the ground truth, where it
             tells, as a network without a fault would have it. The model must have an
             ``OcclusionHead``.
+        top_first: The ground truth lists the things of an image from the top down: whether to tell
+            how many pairs that order has right. Likewise.
         cfg_options: Dotted keys and new values of the config.
         command: How the user started this, for the record.
         line: Shows the progress; on stdout by default.
@@ -199,7 +202,17 @@ def compare_fusers(
             "config": Path(cfg.filename).stem,
             "config_digest": _digest(config, cfg_options),
             "checkpoint": portable(checkpoint),
-            **_run(runner, own, asked, limit, show_dir and Path(show_dir), show, true_order, line),
+            **_run(
+                runner,
+                own,
+                asked,
+                limit,
+                show_dir and Path(show_dir),
+                show,
+                true_order,
+                top_first,
+                line,
+            ),
             "versions": versions(),
         }
     path = Path(out) if out.endswith(".json") else Path(out) / "fusers.json"
@@ -225,6 +238,7 @@ def _run(
     show_dir: Path | None,
     show: int,
     true_order: bool,
+    top_first: bool,
     line: ProgressLine,
 ) -> dict[str, Any]:
     """Predict, fuse and count, image by image; returns what the record says of it."""
@@ -235,8 +249,9 @@ def _run(
         raise UserError("the test set has no image; is its annotation file the right one?")
     head = getattr(runner.model, "occlusion_head", None)
     judge = getattr(head, "pair_accuracy", None)
-    if true_order and not hasattr(head, "true_occlusion"):
-        raise UserError("--true-order orders the pairs of an OcclusionHead; the model has none")
+    for option, given in (("--true-order", true_order), ("--top-first", top_first)):
+        if given and not hasattr(head, "true_occlusion"):
+            raise UserError(f"{option} orders the pairs of an OcclusionHead; the model has none")
     entries: dict[str, _Entry] = {}
     pairs: Counter[str] = Counter()
     began, done = time.monotonic(), 0
@@ -265,6 +280,10 @@ def _run(
         if truth:
             fusers_of = [entry.fuser for entry in entries.values()]
             pairs.update(_right_pairs(judge, seen.results, truth, fusers_of))
+            if top_first:
+                listed = head.listed_occlusion(seen.results, *truth)
+                judged = judge(_with_occlusion(seen.results, listed), *truth)
+                pairs["right_by_list"] += judged.right
         if panels:
             write_panels(
                 show_dir, sample.img_path, metric.true_map(sample), panels, own.num_classes
@@ -436,9 +455,12 @@ def tell_pairs(pairs: Mapping[str, int]) -> str:
         "right_by_network": "the network",
         "right_by_score": "score alone",
         **{f"right_by_soft_{sigma}": f"Eq. 7 with sigma {sigma}" for sigma in soft},
+        "right_by_list": "the order of the ground truth's list",
     }
     shares = [
-        f"in {100 * pairs[key] / pairs['number']:.1f} % by {name}" for key, name in who.items()
+        f"in {100 * pairs[key] / pairs['number']:.1f} % by {name}"
+        for key, name in who.items()
+        if key in pairs
     ]
     return (
         f"\nOf {pairs['number']} overlapping pairs of things, the order is right "

@@ -203,6 +203,24 @@ class OcclusionHead(BaseModule):
         occlusion[front, back], occlusion[back, front] = 1, 0
         return occlusion
 
+    @torch.no_grad()
+    def listed_occlusion(
+        self, results: InstanceData, segments: Tensor, segment_labels: Tensor
+    ) -> Tensor:
+        """The order in which the ground truth lists its things, the first on top.
+
+        Args:
+            results: With ``labels`` and ``masks`` (K, H, W).
+            segments: See :meth:`pair_accuracy`.
+            segment_labels: See there.
+
+        Returns:
+            (K, K) float32: 1 where the thing that i stands for is listed before that of j.
+        """
+        masks = results.masks.bool()
+        place = match(masks, results.labels, segments, segment_labels, self.match_iou)
+        return (place[:, None] < place).float()
+
     def priors(
         self, x: tuple[Tensor, ...], image: int, results: InstanceData, boxes: Tensor
     ) -> Priors:

@@ -311,6 +311,15 @@ def test_the_true_order_needs_no_network(prepare, tmp_path):
         compare(ignorant, tmp_path, fusers=fusers, true_order=True)
 
 
+def test_things_that_are_listed_from_the_top_down(all_knowing, prepare, tmp_path):
+    """The square comes first in the list, and lies in front in every other image."""
+    record = compare(all_knowing, tmp_path, top_first=True)
+    assert record["overlapping_pairs"]["right_by_list"] == 3
+    assert "in 60.0 % by the order of the ground truth's list" in markdown(record)
+    with pytest.raises(UserError, match="--top-first orders the pairs of an OcclusionHead; the"):
+        compare(prepare(oracle()), tmp_path, top_first=True)
+
+
 def test_the_record(all_knowing, tmp_path, monkeypatch):
     monkeypatch.chdir(Path(all_knowing[1]).parent)
     stream = StringIO()

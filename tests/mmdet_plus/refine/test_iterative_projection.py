@@ -207,14 +207,19 @@ def test_every_parameter_learns(batch, cascade):
     assert stuck == []
 
 
-def test_the_loss_of_one_task_reaches_the_other_s_heads_in_the_model(batch):
-    model = build(model_cfg(1))
+@pytest.mark.parametrize("cascade", [False, True])
+def test_the_loss_of_one_task_reaches_the_other_s_heads_in_the_model(batch, cascade):
+    model = build(model_cfg(3 if cascade else 1, cascade))
     losses = losses_of(model, batch)
-    losses["loss_seg_1"].backward(retain_graph=True)
-    assert model.roi_head.projection.mask_heads[0].convs[0].conv.weight.grad.any()
-    model.zero_grad()
-    losses["loss_mask_1"].backward()
-    assert model.semantic_head.conv_logits.weight.grad.any()
+    for t, mask_head in enumerate(model.roi_head.projection.mask_heads, 1):
+        model.zero_grad()
+        (seg,) = (value for name, value in losses.items() if name.endswith(f"loss_seg_{t}"))
+        seg.backward(retain_graph=True)
+        assert mask_head.convs[0].conv.weight.grad.any()
+        model.zero_grad()
+        (mask,) = (value for name, value in losses.items() if name.endswith(f"loss_mask_{t}"))
+        mask.backward(retain_graph=True)
+        assert model.semantic_head.conv_logits.weight.grad.any()
 
 
 def test_the_loss_goes_down(batch):
@@ -330,9 +335,10 @@ def test_a_cascade_has_as_many_iterations_as_stages():
         build(model_cfg(2, cascade=True))
 
 
+@pytest.mark.parametrize("cascade", [False, True])
 @pytest.mark.parametrize("boxes", [[[], []], [[], TWO_IMAGES[0]]], ids=["none", "one"])
-def test_images_without_ground_truth(boxes):
-    model = build(model_cfg(2))
+def test_images_without_ground_truth(boxes, cascade):
+    model = build(model_cfg(3 if cascade else 2, cascade))
     total, _ = model.parse_losses(losses_of(model, make_panoptic_batch(boxes)))
     total.backward()
     assert total.isfinite()
@@ -342,11 +348,14 @@ def test_images_without_ground_truth(boxes):
 
 @pytest.mark.parametrize(("things", "stuff"), [(1, 2), (3, 0), (1, 0)])
 @pytest.mark.parametrize("occlusion", [False, True])
-def test_one_class_and_no_stuff(batch, things, stuff, occlusion):
-    cfg = model_cfg(2)
+@pytest.mark.parametrize("cascade", [False, True])
+def test_one_class_and_no_stuff(batch, things, stuff, occlusion, cascade):
+    cfg = model_cfg(3 if cascade else 2, cascade)
     head = cfg.roi_head
     head.num_stuff_classes = stuff
-    head.bbox_head.num_classes = head.mask_head.num_classes = things
+    head.mask_head.num_classes = things
+    for box_head in head.bbox_head if cascade else [head.bbox_head]:
+        box_head.num_classes = things
     for part in (cfg.semantic_head, cfg.panoptic_fusion_head):
         part.update(num_things_classes=things, num_stuff_classes=stuff)
     cfg.panoptic_fusion_head.type = "HeuristicFusion"
@@ -380,13 +389,17 @@ def test_one_class_and_no_stuff(batch, things, stuff, occlusion):
         assert classes.max() <= things + stuff
 
 
-def test_void_everywhere_trains_the_instances_alone(batch):
-    model = build(model_cfg(1))
+@pytest.mark.parametrize("cascade", [False, True])
+def test_void_everywhere_trains_the_instances_alone(batch, cascade):
+    model = build(model_cfg(3 if cascade else 1, cascade))
     unlabelled = copy.deepcopy(batch)
     for sample in unlabelled["data_samples"]:
         sample.gt_sem_seg.sem_seg = torch.full_like(sample.gt_sem_seg.sem_seg, 255)
     losses = losses_of(model, unlabelled)
-    assert losses["loss_seg"] == 0 and losses["loss_seg_1"] == 0 and losses["loss_mask_1"] > 0
+    semantic = [value for name, value in losses.items() if "loss_seg" in name]
+    masks = [value for name, value in losses.items() if "loss_mask" in name]
+    assert len(semantic) == len(masks) + 1 == (4 if cascade else 2)
+    assert not any(semantic) and all(value > 0 for value in masks)
     model.parse_losses(losses)[0].backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
@@ -454,8 +467,9 @@ def test_no_detection_still_refines_the_semantics(batch, cascade):
     assert not torch.equal(state[-1], first)
 
 
-def test_mixed_precision(batch):
-    model = build(model_cfg(2))
+@pytest.mark.parametrize("cascade", [False, True])
+def test_mixed_precision(batch, cascade):
+    model = build(model_cfg(3 if cascade else 2, cascade))
     wrapper = CPUAmpOptimWrapper(optimizer=torch.optim.SGD(model.parameters(), lr=0.01))
     with wrapper.optim_context(model):
         total, _ = model.parse_losses(losses_of(model, batch))

@@ -67,6 +67,18 @@ def test_the_true_order_is_always_right(head):
     assert head.true_occlusion(nothing, *truth).shape == (0, 0)
 
 
+def test_the_order_of_the_list(head):
+    segments = true_segments([1, 2])
+    for order, right in (((0, 1, 2, 3, 4), 1), ((1, 0, 2, 3, 4), 2), ((0, 3, 1, 2, 4), 0)):
+        truth = segments[list(order)], LABELS[list(order)]
+        found = results()
+        found.occlusion = head.listed_occlusion(found, *truth)
+        places = [order.index(number) for number in range(5)]
+        expected = [[float(i < j) for j in places] for i in places]
+        assert found.occlusion.tolist() == expected
+        assert head.pair_accuracy(found, *truth) == (2, right, 1)
+
+
 def test_scores_alone(head):
     truth = true_segments([1, 2]), LABELS
     right = [(1, 0), (2, 3)]
