@@ -136,7 +136,7 @@ def panoptic_speed(
             sets[Path(real[0]).stem] = Path(real[0]), Path(real[1])
         for number, (name, files) in enumerate(sets.items()):
             rows += _measure(name, *files, Path(folder, str(number)), repeats)
-    return {"environment": environment(), "threads": 1, "rows": rows}
+        return {"environment": environment(), "threads": 1, "rows": rows}
 
 
 def _measure(data: str, ann_file: Path, seg_dir: Path, folder: Path, repeats: int) -> list[dict]:
