@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
         "--top-first",
         action="store_true",
         help="the ground truth lists the things of an image from the top down, as Shapes does: "
-        "also tell how many overlapping pairs that order has right; likewise",
+        "judge the order of overlapping pairs by that, too; for models with an occlusion_head",
     )
     parser.add_argument(
         "--cfg-options", nargs="+", action=OptionsAction, metavar="KEY=VALUE", help="as of test.py"

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,8 +169,8 @@ def compare_fusers(
         true_order: Whether instances are also pasted in the order of the ground truth, where it
             tells, as a network without a fault would have it. The model must have an
             ``OcclusionHead``.
-        top_first: The ground truth lists the things of an image from the top down: whether to tell
-            how many pairs that order has right. Likewise.
+        top_first: The ground truth lists the things of an image from the top down: whether to
+            judge pairs by that order, too. The model must have a network.
         cfg_options: Dotted keys and new values of the config.
         command: How the user started this, for the record.
         line: Shows the progress; on stdout by default.
@@ -249,11 +250,13 @@ def _run(
         raise UserError("the test set has no image; is its annotation file the right one?")
     head = getattr(runner.model, "occlusion_head", None)
     judge = getattr(head, "pair_accuracy", None)
-    for option, given in (("--true-order", true_order), ("--top-first", top_first)):
-        if given and not hasattr(head, "true_occlusion"):
-            raise UserError(f"{option} orders the pairs of an OcclusionHead; the model has none")
+    if true_order and not hasattr(head, "true_occlusion"):
+        raise UserError("--true-order orders the pairs of an OcclusionHead; the model has none")
+    if top_first and judge is None:
+        raise UserError("--top-first judges the pairs of an occlusion_head; the model has none")
     entries: dict[str, _Entry] = {}
     pairs: Counter[str] = Counter()
+    listed: Counter[str] = Counter()
     began, done = time.monotonic(), 0
     for sample, seen in itertools.islice(predictions(runner, own.num_classes), wanted):
         if fusers is None:
@@ -281,9 +284,8 @@ def _run(
             fusers_of = [entry.fuser for entry in entries.values()]
             pairs.update(_right_pairs(judge, seen.results, truth, fusers_of))
             if top_first:
-                listed = head.listed_occlusion(seen.results, *truth)
-                judged = judge(_with_occlusion(seen.results, listed), *truth)
-                pairs["right_by_list"] += judged.right
+                by_list = partial(judge, listed=True)
+                listed.update(_right_pairs(by_list, seen.results, truth, fusers_of))
         if panels:
             write_panels(
                 show_dir, sample.img_path, metric.true_map(sample), panels, own.num_classes
@@ -301,6 +303,8 @@ def _run(
     }
     if pairs:
         record["overlapping_pairs"] = dict(pairs)
+    if listed:
+        record["listed_pairs"] = dict(listed)
     return record
 
 
@@ -445,25 +449,25 @@ def markdown(record: Mapping[str, Any]) -> str:
         text += "\nNo overlapping pair of things whose order the ground truth tells\n"
     elif pairs:
         text += tell_pairs(pairs)
+    listed = record.get("listed_pairs")
+    if listed and listed["number"]:
+        text += tell_pairs(listed, ", judged by the ground truth's list,")
     return text
 
 
-def tell_pairs(pairs: Mapping[str, int]) -> str:
+def tell_pairs(pairs: Mapping[str, int], judged: str = ",") -> str:
     """Say how many of at least one overlapping pair are in the right order."""
     soft = sorted(key.rpartition("_")[2] for key in pairs if key.startswith("right_by_soft_"))
     who = {
         "right_by_network": "the network",
         "right_by_score": "score alone",
         **{f"right_by_soft_{sigma}": f"Eq. 7 with sigma {sigma}" for sigma in soft},
-        "right_by_list": "the order of the ground truth's list",
     }
     shares = [
-        f"in {100 * pairs[key] / pairs['number']:.1f} % by {name}"
-        for key, name in who.items()
-        if key in pairs
+        f"in {100 * pairs[key] / pairs['number']:.1f} % by {name}" for key, name in who.items()
     ]
     return (
-        f"\nOf {pairs['number']} overlapping pairs of things, the order is right "
+        f"\nOf {pairs['number']} overlapping pairs of things{judged} the order is right "
         f"{', '.join(shares)}\n"
     )
 

@@ -164,7 +164,11 @@ class OcclusionHead(BaseModule):
         return results_list
 
     def pair_accuracy(
-        self, results: InstanceData, segments: Tensor, segment_labels: Tensor
+        self,
+        results: InstanceData,
+        segments: Tensor,
+        segment_labels: Tensor,
+        listed: bool = False,
     ) -> PairCounts:
         """Judge the predicted order of one image's instances, see :func:`count_right_pairs`.
 
@@ -172,15 +176,17 @@ class OcclusionHead(BaseModule):
             results: With ``scores``, ``labels``, ``masks`` (K, H, W) and ``occlusion`` (K, K).
             segments: (G, H, W) bool, the things that the ground truth shows, without overlap.
             segment_labels: (G,).
+            listed: Judge by the order of ``segments``, the first on top, see :func:`listed_pairs`;
+                by the pixels otherwise, see :func:`true_pairs`.
 
         Returns:
             The counts, over the pairs that :meth:`predict` looked at.
         """
         kept = (results.scores >= self.score_thr).nonzero()[:, 0]
-        occlusion = results.occlusion[kept][:, kept]
-        return count_right_pairs(
-            results[kept], occlusion, segments, segment_labels, self.overlap_thr, self.match_iou
-        )
+        chosen = results[kept]
+        order = listed_pairs if listed else true_pairs
+        pairs = order(chosen, segments, segment_labels, self.overlap_thr, self.match_iou)
+        return count_right_pairs(chosen.scores, results.occlusion[kept][:, kept], pairs)
 
     @torch.no_grad()
     def true_occlusion(
@@ -202,24 +208,6 @@ class OcclusionHead(BaseModule):
         front, back = pairs.unbind(1)
         occlusion[front, back], occlusion[back, front] = 1, 0
         return occlusion
-
-    @torch.no_grad()
-    def listed_occlusion(
-        self, results: InstanceData, segments: Tensor, segment_labels: Tensor
-    ) -> Tensor:
-        """The order in which the ground truth lists its things, the first on top.
-
-        Args:
-            results: With ``labels`` and ``masks`` (K, H, W).
-            segments: See :meth:`pair_accuracy`.
-            segment_labels: See there.
-
-        Returns:
-            (K, K) float32: 1 where the thing that i stands for is listed before that of j.
-        """
-        masks = results.masks.bool()
-        place = match(masks, results.labels, segments, segment_labels, self.match_iou)
-        return (place[:, None] < place).float()
 
     def priors(
         self, x: tuple[Tensor, ...], image: int, results: InstanceData, boxes: Tensor
@@ -260,31 +248,19 @@ def mask_crops(masks: Tensor, boxes: Tensor) -> Tensor:
     return torch.cat(crops)
 
 
-@torch.no_grad()
-def count_right_pairs(
-    results: InstanceData,
-    occlusion: Tensor,
-    segments: Tensor,
-    segment_labels: Tensor,
-    overlap_thr: float,
-    match_iou: float,
-) -> PairCounts:
-    """Judge an order of one image's instances by its ground truth.
+def count_right_pairs(scores: Tensor, occlusion: Tensor, pairs: Tensor) -> PairCounts:
+    """Judge an order of one image's instances.
 
     Args:
-        results: With ``scores``, ``labels`` and ``masks`` (K, H, W).
+        scores: (K,).
         occlusion: (K, K), i lies upon j where it is larger than its transpose.
-        segments: See :func:`true_pairs`, as for the rest.
-        segment_labels: See there.
-        overlap_thr: See there.
-        match_iou: See there.
+        pairs: (P, 2) places, that on top first.
 
     Returns:
         The counts.
     """
-    pairs = true_pairs(results, segments, segment_labels, overlap_thr, match_iou)
     front, back = pairs.unbind(1)
-    place = results.scores.argsort(descending=True, stable=True).argsort()
+    place = scores.argsort(descending=True, stable=True).argsort()
     right = occlusion[front, back] > occlusion[back, front]
     return PairCounts(len(front), int(right.sum()), int((place[front] < place[back]).sum()))
 
@@ -315,6 +291,25 @@ def true_pairs(
     owners = match(masks, results.labels, segments, segment_labels, match_iou)
     pairs, targets = labelled_pairs(masks, owners, ownership(segments), overlap_thr)
     return pairs[targets == 1]
+
+
+def listed_pairs(
+    results: InstanceData,
+    segments: Tensor,
+    segment_labels: Tensor,
+    overlap_thr: float,
+    match_iou: float,
+) -> Tensor:
+    """Order the pairs of one image's instances as ground truth that lists its things top first.
+
+    Those that overlap and stand for different things, also where the pixels in both masks do not
+    tell. Arguments and result are those of :func:`true_pairs`.
+    """
+    masks = results.masks.bool()
+    place = match(masks, results.labels, segments, segment_labels, match_iou)
+    pairs = overlapping_pairs(masks, overlap_thr)
+    front, back = place[pairs].unbind(1)
+    return pairs[(front > 0) & (back > front)]
 
 
 def found_and_true_masks(results: InstanceData, sample: DetDataSample) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,9 @@ from .occlusion_head import (
     PairCounts,
     count_right_pairs,
     found_and_true_masks,
+    listed_pairs,
     ownership,
+    true_pairs,
 )
 
 
@@ -172,7 +174,11 @@ class SpatialRankingHead(BaseModule):
         return results_list
 
     def pair_accuracy(
-        self, results: InstanceData, segments: Tensor, segment_labels: Tensor
+        self,
+        results: InstanceData,
+        segments: Tensor,
+        segment_labels: Tensor,
+        listed: bool = False,
     ) -> PairCounts:
         """Judge the order of one image's instances, as :meth:`OcclusionHead.pair_accuracy` does.
 
@@ -180,15 +186,16 @@ class SpatialRankingHead(BaseModule):
             results: With ``scores``, ``labels``, ``masks`` (K, H, W) and ``ranking_scores`` (K,).
             segments: See there.
             segment_labels: See there.
+            listed: See there.
 
         Returns:
             See there.
         """
         kept = results[results.scores >= self.score_thr]
         ranking = kept.ranking_scores[:, None].expand(-1, len(kept))
-        return count_right_pairs(
-            kept, ranking, segments, segment_labels, self.overlap_thr, self.match_iou
-        )
+        order = listed_pairs if listed else true_pairs
+        pairs = order(kept, segments, segment_labels, self.overlap_thr, self.match_iou)
+        return count_right_pairs(kept.scores, ranking, pairs)
 
 
 def _shrunk(masks: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:

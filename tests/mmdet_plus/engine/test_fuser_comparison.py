@@ -312,11 +312,19 @@ def test_the_true_order_needs_no_network(prepare, tmp_path):
 
 
 def test_things_that_are_listed_from_the_top_down(all_knowing, prepare, tmp_path):
-    """The square comes first in the list, and lies in front in every other image."""
+    """The square comes first in the list, with the higher score, and lies in front in three."""
     record = compare(all_knowing, tmp_path, top_first=True)
-    assert record["overlapping_pairs"]["right_by_list"] == 3
-    assert "in 60.0 % by the order of the ground truth's list" in markdown(record)
-    with pytest.raises(UserError, match="--top-first orders the pairs of an OcclusionHead; the"):
+    assert record["listed_pairs"] == {
+        "number": IMAGES,
+        "right_by_network": 3,
+        "right_by_score": IMAGES,
+        "right_by_soft_2.5": 3,
+    }
+    assert record["overlapping_pairs"]["right_by_network"] == IMAGES
+    told = "Of 5 overlapping pairs of things, judged by the ground truth's list, the order is right"
+    assert f"{told} in 60.0 % by the network, in 100.0 % by score alone" in markdown(record)
+    assert "listed_pairs" not in compare(all_knowing, tmp_path)
+    with pytest.raises(UserError, match="--top-first judges the pairs of an occlusion_head; the"):
         compare(prepare(oracle()), tmp_path, top_first=True)
 
 

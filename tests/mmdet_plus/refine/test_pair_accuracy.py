@@ -68,15 +68,25 @@ def test_the_true_order_is_always_right(head):
 
 
 def test_the_order_of_the_list(head):
+    """Whoever owns the pixels; scores have the first of each pair on top."""
     segments = true_segments([1, 2])
-    for order, right in (((0, 1, 2, 3, 4), 1), ((1, 0, 2, 3, 4), 2), ((0, 3, 1, 2, 4), 0)):
+    found = results(on_top=[(1, 0), (2, 3)])
+    for order, right in (
+        ((0, 1, 2, 3, 4), (2, 1, 2)),
+        ((1, 0, 2, 3, 4), (2, 2, 1)),
+        ((4, 0, 3, 2, 1), (2, 0, 1)),
+    ):
         truth = segments[list(order)], LABELS[list(order)]
-        found = results()
-        found.occlusion = head.listed_occlusion(found, *truth)
-        places = [order.index(number) for number in range(5)]
-        expected = [[float(i < j) for j in places] for i in places]
-        assert found.occlusion.tolist() == expected
-        assert head.pair_accuracy(found, *truth) == (2, right, 1)
+        assert head.pair_accuracy(found, *truth, listed=True) == right
+        assert head.pair_accuracy(found, *truth) == (2, 2, 1)
+    # Pixels of both masks that nobody owns tell no order; the list does.
+    none = segments.clone()
+    none[:, 10:20, 10:20] = False
+    assert head.pair_accuracy(found, none, LABELS) == (1, 1, 1)
+    assert head.pair_accuracy(found, none, LABELS, listed=True) == (2, 1, 2)
+    ranking = SpatialRankingHead(THINGS, score_thr=0.3)
+    found.ranking_scores = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert ranking.pair_accuracy(found, segments, LABELS, listed=True) == (2, 0, 2)
 
 
 def test_scores_alone(head):
