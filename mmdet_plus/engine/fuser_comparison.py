@@ -286,6 +286,10 @@ def _run(
             if top_first:
                 by_list = partial(judge, listed=True)
                 listed.update(_right_pairs(by_list, seen.results, truth, fusers_of))
+                if hasattr(head, "true_occlusion"):
+                    by_pixels = head.true_occlusion(seen.results, *truth)
+                    judged = by_list(_with_occlusion(seen.results, by_pixels), *truth)
+                    listed["right_by_pixels"] += judged.right
         if panels:
             write_panels(
                 show_dir, sample.img_path, metric.true_map(sample), panels, own.num_classes
@@ -462,9 +466,12 @@ def tell_pairs(pairs: Mapping[str, int], judged: str = ",") -> str:
         "right_by_network": "the network",
         "right_by_score": "score alone",
         **{f"right_by_soft_{sigma}": f"Eq. 7 with sigma {sigma}" for sigma in soft},
+        "right_by_pixels": "who owns more of the pixels in both masks",
     }
     shares = [
-        f"in {100 * pairs[key] / pairs['number']:.1f} % by {name}" for key, name in who.items()
+        f"in {100 * pairs[key] / pairs['number']:.1f} % by {name}"
+        for key, name in who.items()
+        if key in pairs
     ]
     return (
         f"\nOf {pairs['number']} overlapping pairs of things{judged} the order is right "

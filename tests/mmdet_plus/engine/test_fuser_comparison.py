@@ -319,6 +319,7 @@ def test_things_that_are_listed_from_the_top_down(all_knowing, prepare, tmp_path
         "right_by_network": 3,
         "right_by_score": IMAGES,
         "right_by_soft_2.5": 3,
+        "right_by_pixels": 3,
     }
     assert record["overlapping_pairs"]["right_by_network"] == IMAGES
     told = "Of 5 overlapping pairs of things, judged by the ground truth's list, the order is right"
