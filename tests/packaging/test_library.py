@@ -63,6 +63,15 @@ def test_info_of_a_compiled_library(monkeypatch):
         assert torch.version.cuda is not None
 
 
+@pytest.mark.skipif(not mmplus_ops.has_compiled_ops(), reason="about the compiled library")
+def test_the_library_brings_every_operator(monkeypatch):
+    assert _library.LACKING == set()
+    assert mmplus_ops.has_compiled_ops("pair_areas")
+    # One that was built before there was this operator.
+    monkeypatch.setattr(_library, "LACKING", {"pair_areas"})
+    assert mmplus_ops.has_compiled_ops() and not mmplus_ops.has_compiled_ops("pair_areas")
+
+
 def test_absent_library_warns_once(tmp_path, monkeypatch):
     monkeypatch.delenv("MMPLUS_WITH_OPS", raising=False)
     monkeypatch.setattr(_library, "_HOME", tmp_path)
