@@ -11,6 +11,7 @@ from mmdet_plus.benchmark.refinement import markdown as refinement_table
 from mmdet_plus.benchmark.refinement_speed import markdown as speed_table
 from mmdet_plus.engine.comparison import summarise
 from mmdet_plus.engine.demo import METRICS
+from mmdet_plus.engine.fuser_comparison import markdown as fuser_table
 
 
 def studies(root):
@@ -47,6 +48,18 @@ def test_records_tell_command_and_log(repo_root):
             assert record["command"].startswith("python tools/train.py configs/"), path
             assert f"randomness.seed={record['seed']}" in record["command"], path
             assert record["training"][-1]["step"] == record["iterations"] > 0
+
+
+def test_the_order_of_drawing_is_told_as_in_its_record(repo_root):
+    record = read(repo_root, "refine/drawn_order.json")
+    page = (repo_root / "docs/results/refine.md").read_text()
+    *_, by_pixels, by_list = fuser_table(record).strip().split("\n\n")
+    assert f"{by_pixels}\n\n{by_list}\n" in page
+    assert record["command"] in page.replace(" \\\n    ", " ")
+    pairs = record["listed_pairs"]
+    # Where this changes, the page's words change with it.
+    assert 0.55 < pairs["right_by_network"] / pairs["number"] < 0.65
+    assert 0.6 < pairs["right_by_pixels"] / pairs["number"] < 0.7
 
 
 def test_the_demo_s_table_is_that_of_its_record(repo_root):
