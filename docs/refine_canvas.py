@@ -1,0 +1,215 @@
+"""Look into a trained IBPP: what its canvas holds, and what the semantics make of it.
+
+    python docs/refine_canvas.py CONFIG CHECKPOINT
+
+On pictures of the training, with the RoIs that a training samples there: which things have none,
+and are missing on the canvas, and how many pixels the last semantics name rightly, with the canvas
+and with an empty one. On the test set: what the semantics of each iteration are worth.
+
+Shape letters: N images, C classes of things, then of stuff, h x w a quarter of the input.
+"""
+
+import argparse
+import itertools
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.runner import Runner, set_random_seed
+from torch import Tensor, nn
+
+from mmdet_plus.engine.errors import UserError, run_command
+from mmdet_plus.engine.fuser_comparison import portable
+from mmdet_plus.engine.testing import prepare_test_cfg
+from mmdet_plus.engine.training import build_runner
+from mmdet_plus.refine import IterativeProjectionRoIHead
+from mmseg_plus.common.compat import versions
+from mmseg_plus.common.files import write_json
+
+GROUPS = ("things", "stuff")
+
+
+def training_canvas(model: nn.Module, batches: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Count what pictures of the training show of the canvas.
+
+    Args:
+        model: A ``REFINE`` with iterations on the boxes of Faster R-CNN, in evaluation mode.
+        batches: Of a training's loader.
+
+    Returns:
+        ``images``; ``things`` and ``things_without_roi``; of the pixels of things and of stuff
+        the ``share_named_rightly``, ``with_canvas`` and ``with_empty_canvas``.
+    """
+    counts = dict(images=0, things=0, things_without_roi=0)
+    pixels = torch.zeros(len(GROUPS), dtype=torch.long)
+    right = {kind: torch.zeros_like(pixels) for kind in ("with_canvas", "with_empty_canvas")}
+    sampled, inputs = [], []
+    mask_loss = model.roi_head.mask_loss
+
+    def note(state, sampling_results, *others):
+        sampled.extend(sampling_results)
+        return mask_loss(state, sampling_results, *others)
+
+    last = model.roi_head.projection.semantic_heads[-1]
+    hook = last.register_forward_pre_hook(lambda head, given: inputs.append(given))
+    model.roi_head.mask_loss = note
+    try:
+        for batch in batches:
+            sampled.clear()
+            inputs.clear()
+            data = model.data_preprocessor(batch, True)
+            samples = data["data_samples"]
+            model.loss(data["inputs"], samples)
+            counts["images"] += len(samples)
+            for sample, result in zip(samples, sampled, strict=True):
+                things = len(sample.gt_instances)
+                counts["things"] += things
+                found = result.pos_assigned_gt_inds.unique()
+                counts["things_without_roi"] += things - len(found)
+            # With shared heads all iterations pass here.
+            canvas, sem_feats = inputs[-1]
+            labels = torch.stack([sample.gt_sem_seg.sem_seg for sample in samples])
+            labels = F.interpolate(labels.float(), sem_feats.shape[-2:], mode="nearest")[:, 0]
+            groups = _groups(labels, model.semantic_head)
+            pixels += torch.stack([group.sum() for group in groups]).cpu()
+            for kind, given in zip(right, (canvas, torch.zeros_like(canvas)), strict=True):
+                named = last.forward(given, sem_feats).argmax(1) == labels
+                right[kind] += torch.stack([(named & group).sum() for group in groups]).cpu()
+    finally:
+        hook.remove()
+        del model.roi_head.mask_loss
+    shares = {kind: _by_group(number / pixels) for kind, number in right.items()}
+    return {**counts, "share_named_rightly": shares}
+
+
+def semantics_by_iteration(model: nn.Module, batches: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Compute what the semantics of each iteration are worth.
+
+    Args:
+        model: A ``REFINE`` with iterations, in evaluation mode.
+        batches: Of a test's loader, whose pipeline loads the ground truth.
+
+    Returns:
+        ``images``, and ``mean_iou`` with, for each t from 0 to T, that of things and of stuff.
+    """
+    head, projection = model.semantic_head, model.roi_head.projection
+    seen: list[Tensor] = []
+    hooks = [head.register_forward_hook(lambda *call: seen.append(call[-1]["seg_preds"]))]
+    hooks += [
+        part.register_forward_hook(lambda *call: seen.append(call[-1]))
+        for part in projection.semantic_heads
+    ]
+    number = head.num_classes
+    # True by predicted class, of each iteration.
+    tables = torch.zeros(projection.num_iterations + 1, number, number, dtype=torch.long)
+    images = 0
+    try:
+        for batch in batches:
+            seen.clear()
+            samples = [sample.clone() for sample in batch["data_samples"]]
+            model.test_step(batch)
+            images += len(samples)
+            metas = [sample.metainfo for sample in samples]
+            # The batch is as large as its padded input.
+            size = tuple(4 * side for side in seen[0].shape[-2:])
+            metas = [meta | dict(batch_input_shape=size) for meta in metas]
+            for table, seg_preds in zip(tables, seen, strict=True):
+                enlarged = head.predict_by_feat(seg_preds, metas, rescale=True)
+                for sample, logits in zip(samples, enlarged, strict=True):
+                    labels = sample.gt_sem_seg.sem_seg[0].to(logits.device)
+                    known = labels < number
+                    codes = labels[known] * number + logits.argmax(0)[known]
+                    counted = codes.long().bincount(minlength=number * number)
+                    table += counted.reshape(number, number).to(table)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    rows = []
+    for t, table in enumerate(tables):
+        right = table.diagonal()
+        union = table.sum(0) + table.sum(1) - right
+        iou = (right / union)[:, None]
+        values = [values.nanmean() for values in iou.split(_sizes(head))]
+        rows.append(dict(t=t, **_by_group(torch.stack(values))))
+    return dict(images=images, mean_iou=rows)
+
+
+def _sizes(semantic_head: nn.Module) -> list[int]:
+    return [semantic_head.num_things_classes, semantic_head.num_stuff_classes]
+
+
+def _groups(labels: Tensor, semantic_head: nn.Module) -> list[Tensor]:
+    """Where things are, and where stuff is; neither where there is void."""
+    things = semantic_head.num_things_classes
+    stuff = (labels >= things) & (labels < semantic_head.num_classes)
+    return [labels < things, stuff]
+
+
+def _by_group(values: Tensor) -> dict[str, float]:
+    return {
+        name: round(value, 4) for name, value in zip(GROUPS, values.flatten().tolist(), strict=True)
+    }
+
+
+@torch.no_grad()
+def look(runner: Runner, images: int, seed: int) -> dict[str, Any]:
+    """All that the record tells of a model.
+
+    Args:
+        runner: Built from a config that is prepared for a test.
+        images: Of the training, rounded up to whole batches.
+        seed: Of their order, their augmentation and the RoIs.
+
+    Raises:
+        UserError: The model has no iterations on the boxes of Faster R-CNN.
+    """
+    model = runner.model
+    head = getattr(model, "roi_head", None)
+    if not isinstance(head, IterativeProjectionRoIHead) or not head.num_iterations:
+        raise UserError("the model's roi_head is no IterativeProjectionRoIHead with iterations")
+    runner.call_hook("before_run")
+    runner.load_or_resume()
+    runner.call_hook("before_test")
+    model.eval()
+    # In this process, whose state the seed decides.
+    loader = runner.cfg.train_dataloader | dict(num_workers=0, persistent_workers=False)
+    loader = runner.build_dataloader(loader, seed=seed)
+    set_random_seed(seed)
+    batches = itertools.islice(loader, -(-images // loader.batch_size))
+    return dict(
+        training=training_canvas(model, batches),
+        test=semantics_by_iteration(model, runner.test_dataloader),
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config")
+    parser.add_argument("checkpoint")
+    parser.add_argument("--images", type=int, default=48, help="of the training (default: 48)")
+    parser.add_argument("--seed", type=int, default=0, help="of the pictures (default: 0)")
+    parser.add_argument("--out", required=True, metavar="JSON", help="the record")
+    args = parser.parse_args()
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            cfg = prepare_test_cfg(args.config, args.checkpoint, work_dir=folder)
+            cfg.log_level = "WARNING"
+            record = {
+                "command": shlex.join(["python", *map(portable, sys.argv)]),
+                "config": Path(cfg.filename).stem,
+                **look(build_runner(cfg), args.images, args.seed),
+                "versions": versions(),
+            }
+        write_json(Path(args.out), record)
+
+    return run_command(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
