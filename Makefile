@@ -2,6 +2,8 @@
 STACK ?= mmlab
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# Tests of one file stay in one process: they share what is costly to set up.
+TEST_PROCESSES ?= auto
 DEMO_ARGS ?=
 
 ifeq ($(STACK),onedl)
@@ -22,7 +24,7 @@ help:
 	@echo "make docs       HTML documentation in docs/_build/html"
 	@echo "make clean      remove what builds left;  make clean-all: the environments too"
 	@echo "Variables: STACK=mmlab (default) or onedl, PYTHON=python3, MAX_JOBS, FORCE_CUDA=0/1,"
-	@echo "           TORCH_CUDA_ARCH_LIST, MMPLUS_WITH_OPS=0"
+	@echo "           TORCH_CUDA_ARCH_LIST, MMPLUS_WITH_OPS=0, TEST_PROCESSES (of pytest; 0: one after another)"
 
 setup:
 	@$(PYTHON) dev/bootstrap.py --stack $(STACK)
@@ -35,7 +37,7 @@ demo: setup
 	@$(BIN)/python tools/demo.py $(DEMO_ARGS)
 
 test: setup-docs lint
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .
