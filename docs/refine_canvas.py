@@ -180,7 +180,7 @@ def look(runner: Runner, images: int, seed: int) -> dict[str, Any]:
     loader = runner.cfg.train_dataloader | dict(num_workers=0, persistent_workers=False)
     loader = runner.build_dataloader(loader, seed=seed)
     set_random_seed(seed)
-    batches = itertools.islice(loader, -(-images // loader.batch_size))
+    batches = itertools.islice(loader, -(-images // runner.cfg.train_dataloader.batch_size))
     return dict(
         training=training_canvas(model, batches),
         test=semantics_by_iteration(model, runner.test_dataloader),

@@ -104,10 +104,33 @@ def erasing() -> str:
     return "\n".join(rows) + "\n"
 
 
+def canvas() -> str:
+    """Pixels that the semantics of the last iteration name rightly, with and without the canvas."""
+    shares = read("canvas")["training"]["share_named_rightly"]
+    rows = ["| canvas | things | stuff |", "|---|---|---|"]
+    for name, key in (("as it is", "with_canvas"), ("empty", "with_empty_canvas")):
+        rows.append(f"| {name} | {_percent(shares[key])} |")
+    return "\n".join(rows) + "\n"
+
+
+def semantics() -> str:
+    """Mean IoU of the semantics of each iteration."""
+    rows = ["| t | things | stuff |", "|---|---|---|"]
+    for row in read("canvas")["test"]["mean_iou"]:
+        rows.append(f"| {row['t']} | {_percent(row)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _percent(shares: Mapping[str, float]) -> str:
+    return " | ".join(f"{100 * shares[group]:.1f} %" for group in ("things", "stuff"))
+
+
 def tables() -> dict[str, str]:
     """All tables, by what they show."""
     return {
         "instances": instances(),
+        "canvas": canvas(),
+        "semantics": semantics(),
         "ladder": table(LADDER),
         "rivals": table(RIVALS),
         "priors": table(PRIORS),
