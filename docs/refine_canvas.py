@@ -3,8 +3,9 @@
     python docs/refine_canvas.py CONFIG CHECKPOINT
 
 On pictures of the training, with the RoIs that a training samples there: which things have none,
-and are missing on the canvas, and how many pixels the last semantics name rightly, with the canvas
-and with an empty one. On the test set: what the semantics of each iteration are worth.
+and are missing on the canvas, and how many pixels the semantics of each iteration name rightly,
+with the canvas and with an empty one. On the test set: what the semantics of each iteration are
+worth.
 
 Shape letters: N images, C classes of things, then of stuff, h x w a quarter of the input.
 """
@@ -42,26 +43,33 @@ def training_canvas(model: nn.Module, batches: Iterable[dict[str, Any]]) -> dict
         batches: Of a training's loader.
 
     Returns:
-        ``images``; ``things`` and ``things_without_roi``; of the pixels of things and of stuff
-        the ``share_named_rightly``, ``with_canvas`` and ``with_empty_canvas``.
+        ``images``; ``things`` and ``things_without_roi``; and as ``share_named_rightly``, for each
+        t from 1 to T, that of the pixels of things and of stuff, ``with_canvas`` and
+        ``with_empty_canvas``.
     """
+    projection = model.roi_head.projection
     counts = dict(images=0, things=0, things_without_roi=0)
     pixels = torch.zeros(len(GROUPS), dtype=torch.long)
-    right = {kind: torch.zeros_like(pixels) for kind in ("with_canvas", "with_empty_canvas")}
-    sampled, inputs = [], []
+    right = [
+        {kind: torch.zeros_like(pixels) for kind in ("with_canvas", "with_empty_canvas")}
+        for _ in range(projection.num_iterations)
+    ]
+    sampled, calls = [], []
     mask_loss = model.roi_head.mask_loss
 
     def note(state, sampling_results, *others):
         sampled.extend(sampling_results)
         return mask_loss(state, sampling_results, *others)
 
-    last = model.roi_head.projection.semantic_heads[-1]
-    hook = last.register_forward_pre_hook(lambda head, given: inputs.append(given))
+    hooks = [
+        head.register_forward_pre_hook(lambda *call: calls.append(call))
+        for head in projection.semantic_heads
+    ]
     model.roi_head.mask_loss = note
     try:
         for batch in batches:
             sampled.clear()
-            inputs.clear()
+            calls.clear()
             data = model.data_preprocessor(batch, True)
             samples = data["data_samples"]
             model.loss(data["inputs"], samples)
@@ -71,20 +79,25 @@ def training_canvas(model: nn.Module, batches: Iterable[dict[str, Any]]) -> dict
                 counts["things"] += things
                 found = result.pos_assigned_gt_inds.unique()
                 counts["things_without_roi"] += things - len(found)
-            # With shared heads all iterations pass here.
-            canvas, sem_feats = inputs[-1]
             labels = torch.stack([sample.gt_sem_seg.sem_seg for sample in samples])
-            labels = F.interpolate(labels.float(), sem_feats.shape[-2:], mode="nearest")[:, 0]
+            size = calls[0][1][0].shape[-2:]
+            labels = F.interpolate(labels.float(), size, mode="nearest")[:, 0]
             groups = _groups(labels, model.semantic_head)
             pixels += torch.stack([group.sum() for group in groups]).cpu()
-            for kind, given in zip(right, (canvas, torch.zeros_like(canvas)), strict=True):
-                named = last.forward(given, sem_feats).argmax(1) == labels
-                right[kind] += torch.stack([(named & group).sum() for group in groups]).cpu()
+            for row, (head, (canvas, sem_feats)) in zip(right, calls, strict=True):
+                for kind, given in zip(row, (canvas, torch.zeros_like(canvas)), strict=True):
+                    # Past the hook, which would note this, too.
+                    named = head.forward(given, sem_feats).argmax(1) == labels
+                    row[kind] += torch.stack([(named & group).sum() for group in groups]).cpu()
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         del model.roi_head.mask_loss
-    shares = {kind: _by_group(number / pixels) for kind, number in right.items()}
-    return {**counts, "share_named_rightly": shares}
+    rows = [
+        dict(t=t, **{kind: _by_group(number / pixels) for kind, number in row.items()})
+        for t, row in enumerate(right, 1)
+    ]
+    return {**counts, "share_named_rightly": rows}
 
 
 def semantics_by_iteration(model: nn.Module, batches: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -105,24 +105,28 @@ def erasing() -> str:
 
 
 def canvas() -> str:
-    """Pixels that the semantics of the last iteration name rightly, with and without the canvas."""
-    shares = read("canvas")["training"]["share_named_rightly"]
-    rows = ["| canvas | things | stuff |", "|---|---|---|"]
-    for name, key in (("as it is", "with_canvas"), ("empty", "with_empty_canvas")):
-        rows.append(f"| {name} | {_percent(shares[key])} |")
-    return "\n".join(rows) + "\n"
+    """Pixels that the semantics of each iteration name rightly, with and without the canvas."""
+    columns = {"": "with_canvas", ", empty canvas": "with_empty_canvas"}
+    rows: dict[str, list[dict[str, float]]] = {}
+    for seed in SEEDS:
+        for row in read(f"canvas/seed{seed}")["training"]["share_named_rightly"]:
+            shares = {
+                f"{group}{column}": 100 * row[kind][group]
+                for group in ("things", "stuff")
+                for column, kind in columns.items()
+            }
+            rows.setdefault(f"t = {row['t']}", []).append(shares)
+    return table_over_seeds(rows, tuple(shares))
 
 
 def semantics() -> str:
-    """Mean IoU of the semantics of each iteration."""
-    rows = ["| t | things | stuff |", "|---|---|---|"]
-    for row in read("canvas")["test"]["mean_iou"]:
-        rows.append(f"| {row['t']} | {_percent(row)} |")
-    return "\n".join(rows) + "\n"
-
-
-def _percent(shares: Mapping[str, float]) -> str:
-    return " | ".join(f"{100 * shares[group]:.1f} %" for group in ("things", "stuff"))
+    """Mean IoU of the semantics of each iteration, in percent."""
+    rows: dict[str, list[dict[str, float]]] = {}
+    for seed in SEEDS:
+        for row in read(f"canvas/seed{seed}")["test"]["mean_iou"]:
+            iou = {group: 100 * row[group] for group in ("things", "stuff")}
+            rows.setdefault(f"t = {row['t']}", []).append(iou)
+    return table_over_seeds(rows, tuple(iou))
 
 
 def tables() -> dict[str, str]:

@@ -43,13 +43,16 @@ def test_semantics_with_and_without_the_canvas(canvas):
     model = model_of(canvas_weight="none")
     heads = model.roi_head.projection.semantic_heads
     heads[-1] = Painter()
-    shares = canvas.training_canvas(model, [make_panoptic_batch(BOXES)])["share_named_rightly"]
+    found = canvas.training_canvas(model, [make_panoptic_batch(BOXES)])
+    *others, shares = found["share_named_rightly"]
+    assert [row["t"] for row in others] == [1] and shares["t"] == 2
     assert shares["with_canvas"]["things"] > 0.5
     assert shares["with_empty_canvas"]["things"] == 0
     # The first stuff has the upper half, but for the void and the things.
     assert 0.3 < shares["with_empty_canvas"]["stuff"] < 0.6
     # Nothing is left behind.
-    assert "mask_loss" not in vars(model.roi_head) and not heads[-1]._forward_pre_hooks
+    assert "mask_loss" not in vars(model.roi_head)
+    assert not any(head._forward_pre_hooks for head in heads)
 
 
 class Teller(torch.nn.Module):
