@@ -1,6 +1,6 @@
 """Look into a trained IBPP: what its canvas holds, and what the semantics make of it.
 
-    python docs/refine_canvas.py CONFIG CHECKPOINT
+    python docs/refine_canvas.py CONFIG CHECKPOINT --out RECORD.json
 
 On pictures of the training, with the RoIs that a training samples there: which things have none,
 and are missing on the canvas, and how many pixels the semantics of each iteration name rightly,
