@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmengine.runner import Runner, set_random_seed
+from mmseg.evaluation import IoUMetric
 from torch import Tensor, nn
 
 from mmdet_plus.engine.errors import UserError, run_command
@@ -117,43 +118,37 @@ def semantics_by_iteration(model: nn.Module, batches: Iterable[dict[str, Any]]) 
         part.register_forward_hook(lambda *call: seen.append(call[-1]))
         for part in projection.semantic_heads
     ]
-    number = head.num_classes
-    # True by predicted class, of each iteration.
-    tables = torch.zeros(projection.num_iterations + 1, number, number, dtype=torch.long)
+    # Intersection and union of each class, of each iteration.
+    areas = torch.zeros(projection.num_iterations + 1, 2, head.num_classes, dtype=torch.double)
+    ignored = head.loss_seg.ignore_index
     images = 0
     try:
         for batch in batches:
             seen.clear()
-            samples = [sample.clone() for sample in batch["data_samples"]]
-            model.test_step(batch)
+            samples = model.test_step(batch)
             images += len(samples)
             metas = [sample.metainfo for sample in samples]
-            # The batch is as large as its padded input.
-            size = tuple(4 * side for side in seen[0].shape[-2:])
-            metas = [meta | dict(batch_input_shape=size) for meta in metas]
-            for table, seg_preds in zip(tables, seen, strict=True):
+            for area, seg_preds in zip(areas, seen, strict=True):
                 enlarged = head.predict_by_feat(seg_preds, metas, rescale=True)
                 for sample, logits in zip(samples, enlarged, strict=True):
                     labels = sample.gt_sem_seg.sem_seg[0].to(logits.device)
-                    known = labels < number
-                    codes = labels[known] * number + logits.argmax(0)[known]
-                    counted = codes.long().bincount(minlength=number * number)
-                    table += counted.reshape(number, number).to(table)
+                    labels = labels.masked_fill(labels >= head.num_classes, ignored)
+                    both, union, *_ = IoUMetric.intersect_and_union(
+                        logits.argmax(0), labels, head.num_classes, ignored
+                    )
+                    area += torch.stack([both, union])
     finally:
         for hook in hooks:
             hook.remove()
     rows = []
-    for t, table in enumerate(tables):
-        right = table.diagonal()
-        union = table.sum(0) + table.sum(1) - right
-        iou = (right / union)[:, None]
-        values = [values.nanmean() for values in iou.split(_sizes(head))]
+    for t, (both, union) in enumerate(areas):
+        iou = both / union
+        values = [
+            values.nanmean()
+            for values in iou.split([head.num_things_classes, head.num_stuff_classes])
+        ]
         rows.append(dict(t=t, **_by_group(torch.stack(values))))
     return dict(images=images, mean_iou=rows)
-
-
-def _sizes(semantic_head: nn.Module) -> list[int]:
-    return [semantic_head.num_things_classes, semantic_head.num_stuff_classes]
 
 
 def _groups(labels: Tensor, semantic_head: nn.Module) -> list[Tensor]:
@@ -164,9 +159,7 @@ def _groups(labels: Tensor, semantic_head: nn.Module) -> list[Tensor]:
 
 
 def _by_group(values: Tensor) -> dict[str, float]:
-    return {
-        name: round(value, 4) for name, value in zip(GROUPS, values.flatten().tolist(), strict=True)
-    }
+    return {name: round(value, 4) for name, value in zip(GROUPS, values.tolist(), strict=True)}
 
 
 @torch.no_grad()
