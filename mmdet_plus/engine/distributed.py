@@ -1,6 +1,7 @@
 """Distributed jobs on machines without a GPU: gloo instead of nccl, no device numbers."""
 
 import datetime
+import gc
 import os
 import subprocess
 
@@ -15,7 +16,7 @@ from torch import distributed as dist
 from torch.nn import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmdet_plus.engine.errors import UserError
+from mmseg_plus.common.errors import UserError
 
 
 @HOOKS.register_module()
@@ -110,6 +111,20 @@ def open_cpu_group(launcher: str, timeout: float | None = None) -> None:
         os.environ["MASTER_ADDR"] = _first_slurm_host() if launcher == "slurm" else "127.0.0.1"
     options = {} if timeout is None else {"timeout": datetime.timedelta(seconds=timeout)}
     dist.init_process_group("gloo", **options)
+
+
+def close_process_group() -> None:
+    """End torch's default process group and its threads while the interpreter is there.
+
+    To let go of a tensor a thread of gloo's takes the interpreter's lock. If Python is shutting
+    down by then, the process aborts, and a training that has succeeded ends with an error.
+
+    The group ends with the last of its owners. That must not be a wrapped model: it would wait for
+    the threads and hold the lock, and the process would stand still for good. So the caller keeps
+    no wrapped model; those in cycles of references, as runners make them, are collected here.
+    """
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def _first_slurm_host() -> str:

@@ -1,6 +1,5 @@
 """How a command shows the errors that a user can mend."""
 
-import gc
 import os
 import pickle
 import re
@@ -10,6 +9,7 @@ from collections.abc import Callable
 
 from torch import distributed as dist
 
+from mmdet_plus.engine.distributed import close_process_group
 from mmseg_plus.common.errors import UserError
 
 __all__ = ["UserError", "run_command"]
@@ -49,20 +49,8 @@ def run_command(job: Callable[[], object]) -> int:
         return 2
     # Not after an error: the others may wait for this process, and learn of it by its end.
     if dist.is_available() and dist.is_initialized():
-        _close_process_group()
+        close_process_group()
     return 0
-
-
-def _close_process_group() -> None:
-    """End the threads of a process group while the interpreter is there.
-
-    To let go of a tensor a thread of gloo's takes the interpreter's lock. If Python is shutting
-    down by then, the process aborts, and a training that has succeeded ends with an error.
-    """
-    # The group ends with the last of its owners. A wrapped model, itself in a cycle of references,
-    # must not be that: it would wait for the threads and hold the lock.
-    gc.collect()
-    dist.destroy_process_group()
 
 
 def _message(error: Exception) -> str:

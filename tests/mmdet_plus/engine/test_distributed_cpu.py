@@ -24,7 +24,7 @@ def no_launcher(monkeypatch):
         monkeypatch.delenv(name)
     yield monkeypatch
     if dist.is_initialized():
-        dist.destroy_process_group()
+        distributed.close_process_group()
 
 
 @pytest.mark.parametrize("launcher", ["pytorch", "slurm", "mpi"])

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmdet_plus.engine import UserError, use_safe_checkpoint_loading
+from mmdet_plus.engine.distributed import close_process_group
 from mmdet_plus.maskplus import BiasedTrainingHook
 
 _NUMBERS = itertools.count()
@@ -387,18 +388,21 @@ def test_a_wrapped_model_is_listened_to(listening):
         losses_of(model)
 
 
-def test_a_distributed_model_is_listened_to(tmp_path, listening):
-    store = f"file://{tmp_path}/store"
-    dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
-    try:
-        model = MMDistributedDataParallel(Toy())
-        hook, runner = listening(model)
-        optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        log = model.train_step(dict(inputs=[torch.tensor([1.0])]), OptimWrapper(optimizer))
-        assert log["loss_mask"].item() == 1.5 * 4
-        # d/dw of w + 1.5 (2 w + 3 w) + 6 w, times the learning rate.
-        assert model.module.weight.item() == pytest.approx(2 - 0.1 * 14.5)
-        hook.after_train(runner)
-        assert losses_of(model.module)["loss_cls"] > 0 and not model.module._forward_hooks
-    finally:
-        dist.destroy_process_group()
+@pytest.fixture
+def process_group(tmp_path):
+    """A group of this process alone. It closes when the test's models are gone."""
+    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    close_process_group()
+
+
+def test_a_distributed_model_is_listened_to(process_group, listening):
+    model = MMDistributedDataParallel(Toy())
+    hook, runner = listening(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    log = model.train_step(dict(inputs=[torch.tensor([1.0])]), OptimWrapper(optimizer))
+    assert log["loss_mask"].item() == 1.5 * 4
+    # d/dw of w + 1.5 (2 w + 3 w) + 6 w, times the learning rate.
+    assert model.module.weight.item() == pytest.approx(2 - 0.1 * 14.5)
+    hook.after_train(runner)
+    assert losses_of(model.module)["loss_cls"] > 0 and not model.module._forward_hooks
