@@ -2,7 +2,8 @@
 STACK ?= mmlab
 PYTHON ?= python3
 PYTEST_ARGS ?=
-# Tests of one file stay in one process: they share what is costly to set up.
+# Tests of one file stay in one process: they share what is costly to set up. A process that dies
+# is not replaced: the next one would begin with the test that it died of.
 TEST_PROCESSES ?= auto
 DEMO_ARGS ?=
 
@@ -37,7 +38,7 @@ demo: setup
 	@$(BIN)/python tools/demo.py $(DEMO_ARGS)
 
 test: setup-docs lint
-	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 4 --max-worker-restart 0 --dist loadfile $(PYTEST_ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .
