@@ -23,6 +23,7 @@ from mmplus_ops import (
     connected_components,
     extract_boundary_patches,
     mask_intersections,
+    pair_areas,
     reassemble_patches,
     roi_flatten,
     shape_aware_roi_align,
@@ -150,6 +151,14 @@ def cases(device: str) -> Iterator[Case]:
             "OpenCV's connectedComponents",
             lambda: connected_components(labels_map, [0]),
             lambda: cv2.connectedComponents(bytes_map, connectivity=8),
+        )
+        maps = segment_maps(60, 800, 1333)
+        ids, others = (value.numpy().astype(np.uint64) for value in maps)
+        yield Case(
+            "pair_areas, 60 segments in each of two maps of 800x1333",
+            "panopticapi's: NumPy's unique of one number for each pixel",
+            lambda: pair_areas(*maps),
+            lambda: np.unique(ids * 256**3 + others, return_counts=True),
         )
 
 
@@ -387,6 +396,21 @@ def blob_map(height: int, width: int) -> Tensor:
     return torch.from_numpy((cv2.GaussianBlur(noise, (0, 0), 6) > 0.5).astype(np.int64))
 
 
+def segment_maps(count: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Two maps (H, W) int32 of ``count`` segments; the second's have their own ids and borders."""
+    random = np.random.RandomState(0)
+    centres = random.rand(count, 2) * (width, height)
+    maps = []
+    for places in (centres, centres + random.uniform(-0.01, 0.01, (count, 2)) * width):
+        away = np.ones((height, width), np.uint8)
+        columns, rows = places.astype(int).T
+        away[rows.clip(0, height - 1), columns.clip(0, width - 1)] = 0
+        # The number of the nearest centre.
+        ids = cv2.distanceTransformWithLabels(away, cv2.DIST_L2, 5)[1]
+        maps.append(torch.from_numpy(ids))
+    return maps[0], maps[1]
+
+
 # ---- growth ----
 
 
@@ -420,6 +444,11 @@ def growth(repeats: int, device: str) -> list[dict[str, Any]]:
         ),
         "connected_components: 100x100 pixels": lambda work: connected_components(maps[work]),
     }
+    if device == "cpu":
+        pairs = {
+            work: segment_maps(60, 100 * int(work**0.5), 100 * int(work**0.5)) for work in _WORK
+        }
+        calls["pair_areas: 100x100 pixels"] = lambda work: pair_areas(*pairs[work])
     rows = []
     for name, call in calls.items():
         with torch.no_grad():

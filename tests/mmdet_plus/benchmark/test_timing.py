@@ -45,6 +45,10 @@ def test_each_case_of_the_ops_does_the_same_as_its_baseline():
             ours, theirs = (x if isinstance(x, tuple) else (x,) for x in (ours, theirs))
             for a, b in zip(ours, theirs, strict=True):
                 torch.testing.assert_close(a.double(), b.double(), rtol=1e-3, atol=1e-3)
+        if case.name.startswith("pair_areas"):
+            (pairs, areas), (keys, counts) = case.ours(), case.theirs()
+            assert len(areas) > 60 and areas.tolist() == counts.tolist()
+            assert (pairs[:, 0] * 256**3 + pairs[:, 1]).tolist() == keys.tolist()
 
 
 def test_measured_rows_and_tables():
