@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.runner import Runner, set_random_seed
 from mmseg.evaluation import IoUMetric
 from torch import Tensor, nn
 
 from mmdet_plus.engine.errors import UserError, run_command
 from mmdet_plus.engine.fuser_comparison import portable
-from mmdet_plus.engine.testing import prepare_test_cfg
+from mmdet_plus.engine.testing import begin_test, prepare_test_cfg
 from mmdet_plus.engine.training import build_runner
 from mmdet_plus.refine import IterativeProjectionRoIHead
 from mmseg_plus.common.compat import versions
@@ -80,9 +79,7 @@ def training_canvas(model: nn.Module, batches: Iterable[dict[str, Any]]) -> dict
                 counts["things"] += things
                 found = result.pos_assigned_gt_inds.unique()
                 counts["things_without_roi"] += things - len(found)
-            labels = torch.stack([sample.gt_sem_seg.sem_seg for sample in samples])
-            size = calls[0][1][0].shape[-2:]
-            labels = F.interpolate(labels.float(), size, mode="nearest")[:, 0]
+            labels = model.semantic_head.targets(samples, calls[0][1][0].shape[-2:])
             groups = _groups(labels, model.semantic_head)
             pixels += torch.stack([group.sum() for group in groups]).cpu()
             for row, (head, (canvas, sem_feats)) in zip(right, calls, strict=True):
@@ -178,10 +175,7 @@ def look(runner: Runner, images: int, seed: int) -> dict[str, Any]:
     head = getattr(model, "roi_head", None)
     if not isinstance(head, IterativeProjectionRoIHead) or not head.num_iterations:
         raise UserError("the model's roi_head is no IterativeProjectionRoIHead with iterations")
-    runner.call_hook("before_run")
-    runner.load_or_resume()
-    runner.call_hook("before_test")
-    model.eval()
+    begin_test(runner)
     # In this process, whose state the seed decides.
     loader = runner.cfg.train_dataloader | dict(num_workers=0, persistent_workers=False)
     loader = runner.build_dataloader(loader, seed=seed)

@@ -43,7 +43,7 @@ from mmdet_plus.engine.compared_fusers import (
 from mmdet_plus.engine.comparison import config_digest
 from mmdet_plus.engine.errors import UserError
 from mmdet_plus.engine.fuser_pictures import Panel, write_panels
-from mmdet_plus.engine.testing import prepare_test_cfg
+from mmdet_plus.engine.testing import begin_test, prepare_test_cfg
 from mmdet_plus.engine.training import build_runner
 from mmdet_plus.evaluation import PanopticMetric
 from mmdet_plus.evaluation.id_maps import read_id_map
@@ -355,12 +355,7 @@ def predictions(runner: Runner, num_classes: int) -> Iterator[tuple[DetDataSampl
         Each image's sample, and what the model hands its fuser of it.
     """
     model = runner.model
-    # As mmengine's own test goes; hooks may exchange weights.
-    runner.call_hook("before_run")
-    runner.load_or_resume()
-    runner.call_hook("before_test")
-    runner.call_hook("before_test_epoch")
-    model.eval()
+    begin_test(runner)
     model.panoptic_fusion_head = head = RecordingFusionHead(num_classes)
     for batch in runner.test_dataloader:
         samples = model.test_step(batch)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
+from mmengine.runner import Runner
 
 from mmdet_plus.engine.class_match import add_class_match
 from mmdet_plus.engine.config import add_hook, add_import, load_config, scope_of, set_work_dir
@@ -97,6 +98,24 @@ def prepare_test_cfg(
     add_class_match(cfg)
     add_import(cfg, "mmdet_plus.engine")
     return cfg
+
+
+def begin_test(runner: Runner) -> None:
+    """Load the checkpoint and begin a test as mmengine's own goes, for loops of another kind.
+
+    Args:
+        runner: Built from a config of :func:`prepare_test_cfg`. Its model is in evaluation mode
+            afterwards.
+
+    Raises:
+        UserError: The checkpoint does not fit the model.
+    """
+    # Hooks check the weights, and may exchange them.
+    runner.call_hook("before_run")
+    runner.load_or_resume()
+    runner.call_hook("before_test")
+    runner.call_hook("before_test_epoch")
+    runner.model.eval()
 
 
 def test(cfg: Config, out: str | None = None) -> dict:

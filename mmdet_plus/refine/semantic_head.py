@@ -74,12 +74,23 @@ class ProjectionSemanticHead(PanopticFPNHead):
                 stuff; what is beyond is ignored.
 
         Returns:
-            A scalar, weighted. The target is shrunk to the prediction, as mmdet does.
+            A scalar, weighted.
+        """
+        labels = self.targets(batch_data_samples, seg_preds.shape[-2:])
+        return self.loss_seg(seg_preds.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten())
+
+    def targets(self, batch_data_samples: SampleList, size: tuple[int, int]) -> Tensor:
+        """What the semantics are to name: the true labels, shrunk to them as mmdet does.
+
+        Args:
+            batch_data_samples: As of :meth:`loss_by_feat`.
+            size: Rows and columns of the prediction.
+
+        Returns:
+            (N, rows, columns) int64: classes, and ``ignore_index`` where there is no label.
         """
         labels = torch.stack([sample.gt_sem_seg.sem_seg for sample in batch_data_samples])
-        labels = F.interpolate(labels.float(), seg_preds.shape[-2:], mode="nearest")
-        labels = self._set_things_to_void(labels)
-        return self.loss_seg(seg_preds.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten())
+        return self._set_things_to_void(F.interpolate(labels.float(), size, mode="nearest"))[:, 0]
 
     def predict(
         self, x: tuple[Tensor, ...], batch_img_metas: list[dict], rescale: bool = False
