@@ -425,7 +425,8 @@ def growth(repeats: int, device: str) -> list[dict[str, Any]]:
     bases, rois, attention = blending_input(16 * _WORK[-1], device)
     masks, canvas_rois, labels = canvas_input(4 * _WORK[-1], device)
     blobs = blob_masks(_WORK[-1], 256, 512, device)
-    maps = {work: blob_map(100 * int(work**0.5), 100 * int(work**0.5)) for work in _WORK}
+    sides = {work: 100 * int(work**0.5) for work in _WORK}
+    maps = {work: blob_map(side, side) for work, side in sides.items()}
     calls: dict[str, Callable[[int], object]] = {
         "shape_aware_roi_align: 16 RoIs": lambda work: shape_aware_roi_align(
             feature, random_rois(16 * work, 400.0, 600.0, device), prob[: 16 * work], 7, 0.25, 0
@@ -445,9 +446,7 @@ def growth(repeats: int, device: str) -> list[dict[str, Any]]:
         "connected_components: 100x100 pixels": lambda work: connected_components(maps[work]),
     }
     if device == "cpu":
-        pairs = {
-            work: segment_maps(60, 100 * int(work**0.5), 100 * int(work**0.5)) for work in _WORK
-        }
+        pairs = {work: segment_maps(60, side, side) for work, side in sides.items()}
         calls["pair_areas: 100x100 pixels"] = lambda work: pair_areas(*pairs[work])
     rows = []
     for name, call in calls.items():
